@@ -1,0 +1,12 @@
+"""Keras layers that make GAN critics stable, and GANs that train with `fit`.
+
+Reference:
+    [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
+"""
+
+from keras_san import normalizers, norms, padding
+from keras_san.layers import SANConv2D, SANDense, SANWrapper, hold_norms
+
+__version__ = "0.1.0"
+
+__all__ = ["SANConv2D"]

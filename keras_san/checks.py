@@ -1,0 +1,30 @@
+"""Conditions that may only be known when a compiled step runs."""
+
+import keras
+
+
+def require(condition, message):
+    """Raises a `ValueError` with `message` unless `condition` holds.
+
+    Where the condition is a tensor of a TensorFlow graph, running the graph
+    raises an `InvalidArgumentError` with that message instead. Inside of
+    `jax.jit`, and inside of what XLA compiles, nothing can be raised.
+
+    Args:
+        condition: Bool, or scalar bool tensor.
+        message: String.
+    """
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.is_symbolic_tensor(condition):
+            tf.debugging.Assert(condition, [message])
+            return
+    if backend == "jax":
+        import jax
+
+        if isinstance(condition, jax.core.Tracer):
+            return
+    if not bool(condition):
+        raise ValueError(message)

@@ -1,0 +1,681 @@
+"""Layers that keep their kernel divided by its norm."""
+
+import contextlib
+import inspect
+import math
+import threading
+
+import keras
+from keras import ops
+
+from keras_san import normalizers
+from keras_san.checks import require
+from keras_san.padding import circular_amounts, circular_pad
+
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    *_TRANSPOSED,
+    *_DEPTHWISE,
+    *_SEPARABLE,
+)
+
+# Where layers keep the weights that are to be normalized.
+_KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
+
+_hold = threading.local()
+
+
+@contextlib.contextmanager
+def hold_norms():
+    """Inside of this context no norm is measured anew.
+
+    For training steps that call one critic several times: measure at the
+    first call, hold for the rest. It acts where Python runs, so inside of a
+    compiled function it belongs inside, too. Other threads are unaffected.
+
+    Example:
+
+    ```python
+    real_logits = critic(real, training=True)
+    with keras_san.hold_norms():
+        fake_logits = critic(fake, training=True)
+    ```
+    """
+    before = norms_held()
+    _hold.active = True
+    try:
+        yield
+    finally:
+        _hold.active = before
+
+
+def norms_held():
+    """Whether this code runs inside of `hold_norms()`."""
+    return getattr(_hold, "active", False)
+
+
+class KernelNormalization(keras.layers.Layer):
+    """Divides, or projects, one kernel of one layer, and keeps the state.
+
+    A layer of its own, because Keras then saves, restores and freezes its
+    state as it does for any layer, and because `autocast=False` lets it read
+    the kernel in full precision under a mixed dtype policy.
+
+    Args:
+        normalizer: A `keras_san.normalizers.Normalizer`.
+        geometry: A `Matrix` or `Convolution`.
+        get_kernel: Callable that returns the kernel, a `keras.Variable` of
+            another layer. (Were it an argument itself, Keras would count it
+            as a weight of this layer, too.)
+        owner: String, the name of that layer.
+        name: String.
+    """
+
+    def __init__(self, normalizer, geometry, get_kernel, owner, name):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.normalizer = normalizer
+        self.geometry = geometry
+        self.get_kernel = get_kernel
+        self.owner = owner
+        self.seed_generator = None
+        self.vectors = []
+        self.divides = normalizer.form == "divide"
+
+    def build(self):
+        if not self.divides:
+            return
+        kernel_shape = self.get_kernel().shape
+
+        def draw(seed):
+            return self.normalizer.draw(kernel_shape, self.geometry, seed)
+
+        def start():
+            return self.normalizer.start(self._read_kernel(), self.geometry)
+
+        def first_norm(shape, dtype):
+            return self.normalizer.norm(
+                self._read_kernel(), self.geometry, draw(seed=0)
+            )
+
+        # Initializers, not values: Keras may put them off until the kernel
+        # itself has got its value.
+        self.norm = self._add_state("norm", (), first_norm)
+        matrices = self.normalizer.matrices(self._read_kernel(), self.geometry)
+        for index, (batch, _, columns) in enumerate(m.shape for m in matrices):
+            self.vectors.append(
+                self._add_state(
+                    f"vectors_{index}",
+                    (batch, columns),
+                    lambda shape, dtype, index=index: start()[index],
+                )
+            )
+        self.counter = self._add_state("counter", (), "zeros", "int32")
+        if draw(seed=0) is not None:
+            self.seed_generator = keras.random.SeedGenerator()
+
+    def _add_state(self, name, shape, initializer, dtype="float32"):
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def _read_kernel(self):
+        return ops.cast(ops.convert_to_tensor(self.get_kernel()), "float32")
+
+    def call(self, training=False):
+        kernel = self._read_kernel()
+        if training and self.trainable and not norms_held():
+            self._measure(ops.stop_gradient(kernel))
+        norm = self.norm.value
+        if training and self.normalizer.differentiable:
+            # The value of the norm that was measured, with the gradient of
+            # its linearization around the stored vectors.
+            linear = self.normalizer.linearized(
+                kernel, self.geometry, self.vectors
+            )
+            norm = norm + (linear - ops.stop_gradient(linear))
+        return self.normalizer.divide(kernel, self.geometry, norm)
+
+    def _measure(self, kernel):
+        state = [vectors.value for vectors in self.vectors]
+        sample = self.normalizer.draw(
+            kernel.shape, self.geometry, self.seed_generator
+        )
+
+        def measured():
+            norm, new_state = self.normalizer.measure(
+                kernel, self.geometry, state, sample
+            )
+            return [norm, *new_state]
+
+        if self.normalizer.update_interval == 1:
+            new = measured()
+        else:
+            count = ops.mod(
+                self.counter.value + 1, self.normalizer.update_interval
+            )
+            self.counter.assign(count)
+            new = ops.cond(
+                ops.equal(count, 0), measured, lambda: [self.norm.value, *state]
+            )
+        self._require_finite(new[0])
+        for variable, value in zip([self.norm, *self.vectors], new):
+            variable.assign(value)
+
+    def project(self, kernel):
+        """The multiple of the kernel that has norm `scale / gain`."""
+        wide = ops.cast(kernel, "float32")
+        norm = self.normalizer.norm(wide, self.geometry)
+        self._require_finite(norm)
+        return ops.cast(
+            self.normalizer.divide(wide, self.geometry, norm), kernel.dtype
+        )
+
+    def _require_finite(self, norm):
+        require(
+            ops.isfinite(norm),
+            f"The norm of the {self.name} of layer '{self.owner}' is not "
+            "finite: the kernel holds NaN or infinity. Training has diverged "
+            "(try a smaller learning rate, or look at the loss and the data "
+            "of the last steps), or bad weights were loaded.",
+        )
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.seed_generator is not None:
+            store["seed"] = self.seed_generator.state
+
+    def load_own_variables(self, store):
+        if self.seed_generator is not None:
+            self.seed_generator.state.assign(store["seed"])
+            store = {key: store[key] for key in store.keys() if key != "seed"}
+        super().load_own_variables(store)
+
+
+def _build_normalized(owner, layer, build, input_shape):
+    """Builds a layer, and what normalizes its kernels.
+
+    Args:
+        owner: The layer whose `normalizer` is applied.
+        layer: The layer that holds the kernels, `owner` or what it wraps.
+        build: Callable that builds `layer`.
+        input_shape: Tuple.
+
+    Returns:
+        A list of `KernelNormalization`.
+    """
+    normalizer = owner.normalizer
+    if normalizer is None:
+        build(input_shape)
+        return []
+
+    def normalization(name, rank):
+        return KernelNormalization(
+            normalizer,
+            _geometry(layer, name, rank, input_shape),
+            lambda: getattr(layer, name),
+            owner.name,
+            name,
+        )
+
+    projects = normalizer.form == "project"
+    already_built = layer.built
+    with contextlib.ExitStack() as stack:
+        if projects and not already_built:
+            for name in _KERNELS:
+                stack.enter_context(
+                    _projected_initializer(layer, name, normalization)
+                )
+        build(input_shape)
+    result = []
+    for name in _KERNELS:
+        kernel = getattr(layer, name, None)
+        if not isinstance(kernel, keras.Variable):
+            continue
+        norm = normalization(name, len(kernel.shape))
+        norm.build()
+        if projects:
+            if already_built:
+                kernel.assign(norm.project(ops.convert_to_tensor(kernel)))
+            kernel.constraint = _chain(kernel.constraint, norm.project)
+        result.append(norm)
+    if not result:
+        raise ValueError(_no_kernel_message(layer))
+    return result
+
+
+def _chain(first, second):
+    if first is None:
+        return second
+    return lambda kernel: second(first(kernel))
+
+
+@contextlib.contextmanager
+def _projected_initializer(layer, name, normalization):
+    """While the layer is built, the kernel starts out projected."""
+    attribute = f"{name.removesuffix('_kernel')}_initializer"
+    if isinstance(layer, _DEPTHWISE):
+        attribute = "depthwise_initializer"
+    initializer = getattr(layer, attribute, None)
+    if initializer is None:
+        yield
+        return
+
+    def projected(shape, dtype=None):
+        kernel = initializer(shape, dtype=dtype)
+        return normalization(name, len(shape)).project(kernel)
+
+    setattr(layer, attribute, projected)
+    try:
+        yield
+    finally:
+        setattr(layer, attribute, initializer)
+
+
+def _call_divided(owner, layer, call, training):
+    """Runs `call()` while the layer's kernels read as the divided ones."""
+    divided = {
+        id(norm.get_kernel()): norm(training=training)
+        for norm in owner.kernel_norms
+        if norm.divides
+    }
+    if not divided:
+        return call()
+    mapping = [(v, divided.get(id(v), v.value)) for v in layer.variables]
+    with keras.StatelessScope(state_mapping=mapping):
+        return call()
+
+
+def _geometry(layer, name, rank, input_shape):
+    if isinstance(layer, _CONVOLUTIONS):
+        return _convolution(layer, name, input_shape)
+    if isinstance(layer, keras.layers.EinsumDense):
+        inputs, rest = layer.equation.replace("...", "").split(",")
+        kernel, outputs = rest.split("->")
+        axes = {axis: letter for axis, letter in enumerate(kernel)}
+        return normalizers.Matrix(
+            inputs=tuple(a for a, x in axes.items() if x not in outputs),
+            outputs=tuple(a for a, x in axes.items() if x not in inputs),
+            batch=tuple(
+                a for a, x in axes.items() if x in inputs and x in outputs
+            ),
+        )
+    return normalizers.Matrix(tuple(range(rank - 1)), (rank - 1,))
+
+
+def _convolution(layer, name, input_shape):
+    spatial_rank = len(layer.kernel_size)
+    if name == "pointwise_kernel":
+        # One tap has the same transform at every frequency of any image.
+        ones = (1,) * spatial_rank
+        return normalizers.Convolution(ones, strides=ones, dilation_rate=ones)
+    transposed = isinstance(layer, _TRANSPOSED)
+    if transposed:
+        input_shape = layer.compute_output_shape(input_shape)
+    channels_first = layer.data_format == "channels_first"
+    spatial = input_shape[2:] if channels_first else input_shape[1:-1]
+    depthwise = isinstance(layer, _DEPTHWISE + _SEPARABLE)
+    channels = input_shape[1] if channels_first else input_shape[-1]
+    return normalizers.Convolution(
+        spatial_shape=None if None in spatial else tuple(spatial),
+        strides=tuple(layer.strides),
+        dilation_rate=tuple(layer.dilation_rate),
+        groups=channels if depthwise else getattr(layer, "groups", 1),
+        transposed=transposed,
+        depthwise=depthwise,
+    )
+
+
+def _no_kernel_message(layer):
+    return (
+        "Only layers with a `kernel`, a `depthwise_kernel` and "
+        "`pointwise_kernel`, or `embeddings` can be normalized: "
+        "convolutions, Dense, EinsumDense, Embedding and custom layers with "
+        f"such an attribute. Received: layer={layer} (of type "
+        f"{type(layer).__name__})"
+    )
+
+
+def circular_settings(layer):
+    """What to pad with, and where the result then begins in the output.
+
+    Args:
+        layer: A convolution of Keras that runs with `padding="valid"`.
+
+    Returns:
+        `(amounts, offsets)`: pairs `(before, after)` for each spatial axis of
+        the input; for transposed convolutions also the index at which the
+        periodic result starts in the output of the padded image, else `None`.
+    """
+    amounts = circular_amounts(layer.kernel_size, layer.dilation_rate)
+    if not isinstance(layer, _TRANSPOSED):
+        return amounts, None
+    # The transpose of the strided circular convolution: output pixel j gets
+    # tap t from input pixel (j + before - t) / stride.
+    padded = tuple(
+        (math.ceil(after / s), math.ceil(before / s))
+        for (before, after), s in zip(amounts, layer.strides)
+    )
+    offsets = tuple(
+        p[0] * s + before
+        for p, (before, _), s in zip(padded, amounts, layer.strides)
+    )
+    return padded, offsets
+
+
+def call_circular(layer, call, inputs):
+    """Runs `call(inputs)` as if images continued periodically."""
+    amounts, offsets = circular_settings(layer)
+    outputs = call(circular_pad(inputs, amounts, layer.data_format))
+    if offsets is None:
+        return outputs
+    first = 1 if layer.data_format == "channels_last" else 2
+    index = [slice(None)] * len(outputs.shape)
+    for axis, (offset, stride) in enumerate(zip(offsets, layer.strides)):
+        extent = ops.shape(inputs)[first + axis] * stride
+        index[first + axis] = slice(offset, offset + extent)
+    return outputs[tuple(index)]
+
+
+def _circular_output_shape(layer, compute_output_shape, input_shape):
+    amounts, offsets = circular_settings(layer)
+    first = 1 if layer.data_format == "channels_last" else 2
+    padded = list(input_shape)
+    for axis, pair in enumerate(amounts, start=first):
+        if padded[axis] is None:
+            continue
+        if max(pair) > padded[axis]:
+            raise ValueError(
+                "A circular padding cannot be wider than the image that it "
+                "repeats. Use a smaller kernel or dilation, larger images, or "
+                f'padding="same". Received: padding={pair} on axis {axis} of '
+                f"an input of shape {tuple(input_shape)} (layer "
+                f"'{layer.name}', kernel_size={layer.kernel_size}, "
+                f"dilation_rate={layer.dilation_rate})"
+            )
+        padded[axis] += sum(pair)
+    shape = list(compute_output_shape(tuple(padded)))
+    if offsets is not None:
+        for axis, stride in enumerate(layer.strides, start=first):
+            extent = input_shape[axis]
+            shape[axis] = None if extent is None else extent * stride
+    return tuple(shape)
+
+
+class _Normalized:
+    """What makes a subclass of a Keras layer normalize its own kernel."""
+
+    circular = False
+
+    def build(self, input_shape):
+        self.kernel_norms = _build_normalized(
+            self, self, super().build, input_shape
+        )
+
+    def call(self, inputs, training=None):
+        call = super().call
+        if self.circular:
+            return _call_divided(
+                self, self, lambda: call_circular(self, call, inputs), training
+            )
+        return _call_divided(self, self, lambda: call(inputs), training)
+
+    def compute_output_shape(self, input_shape):
+        compute = super().compute_output_shape
+        if self.circular:
+            return _circular_output_shape(self, compute, input_shape)
+        return compute(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), **_config(self)}
+
+
+def _config(owner):
+    config = {"normalizer": None}
+    if owner.normalizer is not None:
+        config["normalizer"] = keras.saving.serialize_keras_object(
+            owner.normalizer
+        )
+    if owner.circular:
+        config["padding"] = "circular"
+    return config
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class SANConv2D(_Normalized, keras.layers.Conv2D):
+    """A `keras.layers.Conv2D` that keeps its kernel normalized.
+
+    Args:
+        filters: Int, the number of output channels.
+        kernel_size: Int or pair of ints.
+        strides: Int or pair of ints.
+        padding: `"circular"` (the image continues periodically; the output
+            has the size that `"same"` gives, see
+            `keras_san.padding.circular_amounts`), `"same"` or `"valid"`. With
+            zero padding the norm of Lemma 1 is approximate.
+        *args: As those of `keras.layers.Conv2D`.
+        normalizer: What `keras_san.normalizers.get` takes: a name such as
+            `"san"`, a normalizer, or `None`.
+        **kwargs: As those of `keras.layers.Conv2D`.
+
+    Input shape: `(batch, height, width, channels)`, floats.
+
+    Output shape: `(batch, ceil(height / stride), ceil(width / stride),
+        filters)` with `"circular"` and `"same"` padding.
+
+    Raises:
+        ValueError: for an unknown normalizer or padding; when built, for a
+            circular padding wider than the image.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=(1, 1),
+        padding="circular",
+        *args,
+        normalizer="san",
+        **kwargs,
+    ):
+        circular = padding == "circular"
+        super().__init__(
+            filters,
+            kernel_size,
+            strides,
+            "valid" if circular else padding,
+            *args,
+            **kwargs,
+        )
+        self.circular = circular
+        self.normalizer = normalizers.get(normalizer)
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class SANDense(_Normalized, keras.layers.Dense):
+    """A `keras.layers.Dense` divided by its top singular value.
+
+    Args:
+        units: Int, the size of the output.
+        *args: As those of `keras.layers.Dense`.
+        normalizer: What `keras_san.normalizers.get` takes. For dense layers
+            all normalizers measure the top singular value, followed by one
+            power iteration a training step from a converged start.
+        **kwargs: As those of `keras.layers.Dense`.
+
+    Input shape: `(batch, ..., inputs)`, floats.
+
+    Output shape: `(batch, ..., units)`.
+
+    Raises:
+        ValueError: for an unknown normalizer.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
+        section "Efficiency", last sentence of the first paragraph.
+    """
+
+    def __init__(self, units, *args, normalizer="san", **kwargs):
+        super().__init__(units, *args, **kwargs)
+        self.normalizer = normalizers.get(normalizer)
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class SANWrapper(keras.layers.Wrapper):
+    """Keeps the kernel of any layer normalized.
+
+    Args:
+        layer: A layer with a `kernel` (convolutions of all kinds, `Dense`,
+            `EinsumDense`, custom layers), a `depthwise_kernel` and
+            `pointwise_kernel` (separable convolutions), or `embeddings`. Of
+            convolutions and `EinsumDense` the meaning of each axis is known;
+            any other kernel counts as a matrix `(..., outputs)`.
+        normalizer: What `keras_san.normalizers.get` takes: a name such as
+            `"san"`, a normalizer, or `None`.
+        padding: `None`, or for convolutions `"circular"`, which replaces the
+            layer's own padding. Transposed convolutions then are the
+            transpose of the strided circular convolution.
+        **kwargs: As those of `keras.layers.Layer`. The dtype policy is that
+            of `layer`.
+
+    Input and output shape: those of `layer`; with `padding="circular"` those
+        that it has with `padding="same"`.
+
+    Raises:
+        ValueError: for an unknown normalizer or padding, for a layer without
+            a kernel (when built, if it cannot be known before), for
+            `padding="circular"` on anything but a convolution, for a `dtype`
+            other than the layer's; when built, for a circular padding wider
+            than the image.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
+    """
+
+    def __init__(self, layer, normalizer="san", padding=None, **kwargs):
+        if not isinstance(layer, keras.layers.Layer) or _has_no_kernel(layer):
+            raise ValueError(_no_kernel_message(layer))
+        if isinstance(layer, (_Normalized, SANWrapper)):
+            raise ValueError(
+                "The layer normalizes its kernel itself. Wrap a plain Keras "
+                f"layer instead. Received: layer={layer}"
+            )
+        if padding not in (None, "circular"):
+            raise ValueError(
+                '`padding` must be "circular", or None for the padding of '
+                f"the wrapped layer. Received: padding={padding!r}"
+            )
+        if padding == "circular":
+            _check_circular(layer)
+        dtype = kwargs.pop("dtype", None)
+        if dtype is not None and (
+            keras.dtype_policies.get(dtype) != layer.dtype_policy
+        ):
+            raise ValueError(
+                "A wrapper computes in the dtype of its layer: set it there. "
+                f"Received: dtype={dtype}, while the layer's is "
+                f"{layer.dtype_policy}"
+            )
+        kwargs.setdefault("activity_regularizer", layer.activity_regularizer)
+        kwargs.setdefault("name", f"san_{layer.name}")
+        super().__init__(
+            layer, dtype=layer.dtype_policy, autocast=layer.autocast, **kwargs
+        )
+        self.circular = padding == "circular"
+        if self.circular:
+            layer.padding = "valid"
+        self.normalizer = normalizers.get(normalizer)
+        self.supports_masking = layer.supports_masking
+        self._pass_training = (
+            "training" in inspect.signature(layer.call).parameters
+        )
+
+    def build(self, input_shape):
+        def build(shape):
+            if self.circular:
+                self.compute_output_shape(shape)
+            if not self.layer.built:
+                self.layer.build(shape)
+
+        self.kernel_norms = _build_normalized(
+            self, self.layer, build, input_shape
+        )
+        self.input_spec = self.layer.input_spec
+
+    def call(self, inputs, training=None):
+        kwargs = {"training": training} if self._pass_training else {}
+
+        # Not `self.layer(inputs)`: what Keras does around a call (losses of
+        # the activity, masks, casts) this wrapper's own call has done, and
+        # inside of the scope of the divided kernel losses would be lost.
+        def call(inputs):
+            return self.layer.call(inputs, **kwargs)
+
+        if self.circular:
+            return _call_divided(
+                self,
+                self.layer,
+                lambda: call_circular(self.layer, call, inputs),
+                training,
+            )
+        return _call_divided(self, self.layer, lambda: call(inputs), training)
+
+    def compute_output_shape(self, input_shape):
+        compute = self.layer.compute_output_shape
+        if self.circular:
+            return _circular_output_shape(self.layer, compute, input_shape)
+        return compute(input_shape)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self):
+        return {**super().get_config(), **_config(self)}
+
+
+def _has_no_kernel(layer):
+    """Whether it is certain, before it is built, that nothing can be done."""
+    if any(hasattr(layer, name) for name in _KERNELS):
+        return False
+    known = (*_CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
+    if isinstance(layer, (*known, keras.layers.Embedding)):
+        return False
+    return layer.built or type(layer).__module__.startswith("keras.")
+
+
+def _check_circular(layer):
+    if not isinstance(layer, _CONVOLUTIONS):
+        raise ValueError(
+            'padding="circular" is for convolutions: other layers have no '
+            "borders to pad. Leave it out. Received: "
+            f"layer={layer} (of type {type(layer).__name__})"
+        )
+    if layer.padding == "causal":
+        raise ValueError(
+            'padding="circular" would show a causal convolution its future. '
+            "Wrap a layer with another padding. Received: "
+            f"layer={layer} with padding={layer.padding!r}"
+        )
+    if getattr(layer, "output_padding", None) is not None:
+        raise ValueError(
+            'With padding="circular" the size of the output is the input\'s '
+            "times the stride. Leave out `output_padding` of the wrapped "
+            f"layer. Received: output_padding={layer.output_padding}"
+        )

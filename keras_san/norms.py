@@ -1,0 +1,468 @@
+"""Norms of kernels: a kernel in, one float32 number out.
+
+Kernels are laid out as Keras keeps them, `(*kernel_size, in, out)` with any
+number of spatial axes (none for a dense layer). Depthwise, transposed and
+grouped kernels share that layout up to the meaning of the last two axes.
+Everything here is a pure function of `keras.ops`; state belongs to layers.
+"""
+
+import math
+import numbers
+
+import keras
+import numpy as np
+from keras import ops
+
+# Elements that one step of a chunked scan may produce. TensorFlow runs up to
+# ten steps of a loop at once, so ten times this bounds the memory.
+_CHUNK = 2**20
+
+_TINY = 1e-30
+
+# Repeated squaring raises the Gram matrix to the power 2**14, which leaves a
+# singular value 0.1 % below the largest with a weight of e**-32.
+_SQUARINGS = 14
+
+
+def sparsity_aware_norm(
+    kernel, spatial_shape=None, ratio=1.0, dilation_rate=1, seed=None
+):
+    """The largest gain from any one input channel to any one output channel.
+
+    Under cyclic padding this is the largest modulus of the discrete Fourier
+    transform of any single filter `kernel[..., i, j]`, zero-padded to the
+    image. The stride is ignored, as in the paper: the result then bounds
+    the strided layer from above. A filter larger than the image wraps
+    around, as a cyclic convolution does.
+
+    Args:
+        kernel: Tensor of shape `(*kernel_size, in, out)`. Without spatial
+            axes every filter is a single weight.
+        spatial_shape: Tuple of ints, the height and width (or as many
+            extents as the kernel has spatial axes) of the image that the
+            layer filters. `None` means every frequency, whatever the image:
+            the result is then at most 0.12 % per axis below the supremum.
+        ratio: Float in (0, 1], the share of filters to look at, drawn anew
+            at each call. Multiply by `subset_gain` to compensate.
+        dilation_rate: Int or tuple of ints.
+        seed: Int or `keras.random.SeedGenerator` for the draw of filters.
+
+    Returns:
+        A float32 scalar. Zero for a zero kernel, NaN if the kernel holds a
+        NaN or an infinity.
+
+    Raises:
+        ValueError: if `ratio` is outside (0, 1], or the kernel has fewer
+            than two axes, or `spatial_shape` has another rank than it.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
+        Lemma 1 (Eq. 8), and its section "Efficiency" for `ratio`.
+    """
+    kernel = _float32(kernel)
+    sample = sample_filters(kernel.shape, ratio, seed)
+    if sample is not None:
+        kernel = take_filters(kernel, sample)
+    kernel, scale = _unit_scale(kernel)
+    grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
+    filters = ops.reshape(kernel, (taps.shape[0], -1))
+    return scale * ops.sqrt(_max_power(filters, grid, taps))
+
+
+def sample_filters(kernel_shape, ratio, seed=None):
+    """Draws which filters `sparsity_aware_norm` looks at.
+
+    Returns:
+        An int tensor of `ceil(in * out * ratio)` different numbers below
+        `in * out`, or `None` for all filters if `ratio` is 1.
+    """
+    check_ratio(ratio)
+    if ratio == 1.0:
+        return None
+    count = kernel_shape[-2] * kernel_shape[-1]
+    order = ops.argsort(keras.random.uniform((count,), seed=seed))
+    return order[: math.ceil(count * ratio)]
+
+
+def take_filters(kernel, sample):
+    """The kernel `(*kernel_size, 1, len(sample))` of the sampled filters."""
+    kernel = ops.reshape(kernel, (*kernel.shape[:-2], 1, -1))
+    return ops.take(kernel, sample, axis=-1)
+
+
+def subset_gain(num_filters, ratio):
+    """What makes up for looking at a share of the filters only.
+
+    Args:
+        num_filters: Int, in channels times out channels.
+        ratio: Float in (0, 1].
+
+    Returns:
+        A Python float >= 1: the expected maximum of `num_filters`
+        exponential draws over that of `ceil(num_filters * ratio)` draws.
+
+    Raises:
+        ValueError: if `ratio` is outside (0, 1].
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
+        Eq. 9.
+    """
+    check_ratio(ratio)
+
+    def harmonic(n):
+        return float(np.sum(1.0 / np.arange(1, n + 1)))
+
+    return harmonic(num_filters) / harmonic(math.ceil(num_filters * ratio))
+
+
+def spectral_norm(kernel):
+    """The top singular value of the kernel as a `(fan_in, out)` matrix.
+
+    For convolutions this is Miyato's approximation, between the norm of the
+    true operator and that norm over the square root of the kernel's size.
+
+    Args:
+        kernel: Tensor of shape `(*kernel_size, in, out)`.
+
+    Returns:
+        A float32 scalar, converged (not one step of power iteration).
+
+    Reference:
+        [Miyato et al., 2018](https://arxiv.org/abs/1802.05957), section 2.1.
+    """
+    return top_singular_value(fan_in_matrix(kernel))
+
+
+def bidirectional_spectral_norm(kernel):
+    """The mean of the top singular values of both reshapes of a kernel.
+
+    Args:
+        kernel: Tensor of shape `(*kernel_size, in, out)`.
+
+    Returns:
+        A float32 scalar: the mean of the norms of the `(fan_in, out)` and of
+        the `(fan_out, in)` matrix. Without spatial axes the two are equal.
+
+    Reference:
+        [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773), BSN.
+    """
+    both = [fan_in_matrix(kernel), fan_out_matrix(kernel)]
+    return sum(top_singular_value(matrix) for matrix in both) / 2.0
+
+
+def conv_spectral_norm(
+    kernel, spatial_shape, strides=1, dilation_rate=1, groups=1
+):
+    """The exact operator norm of a convolution with cyclic padding.
+
+    A cyclic convolution is block-diagonal in the Fourier domain. A stride
+    folds the frequencies that it makes indistinguishable into one block.
+
+    Args:
+        kernel: Tensor of shape `(*kernel_size, in // groups, out)`.
+        spatial_shape: Tuple of ints, the extents of the layer's input.
+        strides: Int or tuple of ints; each must divide its extent.
+        dilation_rate: Int or tuple of ints.
+        groups: Int, the groups of channels that are convolved apart.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: if a stride does not divide the image, or `spatial_shape`
+            does not fit the kernel.
+
+    Reference:
+        [Sedghi, Gupta and Long, 2018](https://arxiv.org/abs/1805.10408).
+    """
+    kernel, scale = _unit_scale(kernel)
+    grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
+    strides = _tuple("strides", strides, len(grid))
+    num_blocks = len(_block_frequencies(grid, strides))
+    size = 4 * math.prod(kernel.shape[-2:]) * math.prod(strides)
+    chunk = min(num_blocks, max(1, 4 * _CHUNK // size))
+    best = ops.zeros((), "float32")
+    for start in range(0, num_blocks, chunk):
+        blocks = _fourier_blocks(
+            kernel, grid, taps, strides, groups, slice(start, start + chunk)
+        )
+        best = ops.maximum(best, ops.max(top_singular_value(blocks)))
+    return scale * best
+
+
+# Matrices whose top singular values make up the spectral norms. All have a
+# leading batch axis: `(batch, rows, columns)`.
+
+
+def fan_in_matrix(kernel):
+    """`(*kernel_size, in, out)` -> `(1, prod(kernel_size) * in, out)`."""
+    kernel = _float32(kernel)
+    _check_rank(kernel.shape)
+    return ops.reshape(kernel, (1, -1, kernel.shape[-1]))
+
+
+def fan_out_matrix(kernel):
+    """`(*kernel_size, in, out)` -> `(1, prod(kernel_size) * out, in)`."""
+    return fan_in_matrix(ops.swapaxes(_float32(kernel), -1, -2))
+
+
+def fourier_blocks(kernel, spatial_shape, strides=1, dilation_rate=1, groups=1):
+    """The blocks of a cyclic convolution, one for each output frequency.
+
+    A complex block `A + iB` is returned as the real matrix
+    `[[A, -B], [B, A]]`, which has the same singular values, each twice. Of
+    two conjugate frequencies one is kept: their norms are equal.
+
+    Args: as those of `conv_spectral_norm`.
+
+    Returns:
+        Tensor of shape `(blocks * groups, 2 * prod(strides) * in // groups,
+        2 * out // groups)`.
+    """
+    kernel = _float32(kernel)
+    grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
+    strides = _tuple("strides", strides, len(grid))
+    return _fourier_blocks(kernel, grid, taps, strides, groups, slice(None))
+
+
+def power_iteration(matrices, u):
+    """One step of power iteration on each matrix of a batch.
+
+    Args:
+        matrices: Tensor of shape `(batch, rows, columns)`.
+        u: Tensor of shape `(batch, columns)`, unit vectors.
+
+    Returns:
+        `(sigma, v, u)`: the estimates `v @ matrix @ u` of shape `(batch,)`,
+        the left vectors `(batch, rows)` and the new right vectors. Where a
+        product vanishes (a zero matrix) `u` stays as it was.
+
+    Reference:
+        [Miyato et al., 2018](https://arxiv.org/abs/1802.05957), Algorithm 1.
+    """
+    v = left_vectors(matrices, u)
+    product = _matvec(ops.swapaxes(matrices, -1, -2), v)
+    sigma = _length(product)
+    u = ops.where(sigma > 0, product / ops.maximum(sigma, _TINY), u)
+    return sigma[..., 0], v, u
+
+
+def left_vectors(matrices, u):
+    """The unit vectors along `matrices @ u` (zero where that vanishes)."""
+    product = _matvec(matrices, u)
+    return product / ops.maximum(_length(product), _TINY)
+
+
+def top_right_vectors(matrices):
+    """The right singular vectors of the top singular values, converged.
+
+    The Gram matrix is squared again and again: in a few matrix products,
+    the form that accelerators like best, all but its dominant directions
+    die out.
+
+    Args:
+        matrices: Tensor of shape `(batch, rows, columns)`.
+
+    Returns:
+        Tensor of shape `(batch, columns)`, unit vectors.
+    """
+    matrices, _ = _unit_scale(matrices)
+    transposed = ops.swapaxes(matrices, -1, -2)
+    wide = matrices.shape[-1] > matrices.shape[-2]
+    if wide:
+        matrices, transposed = transposed, matrices
+    power = ops.matmul(transposed, matrices)
+    for _ in range(_SQUARINGS):
+        trace = ops.trace(power, axis1=-2, axis2=-1)[..., None, None]
+        power = power / ops.maximum(trace, _TINY)
+        power = ops.matmul(power, power)
+    # Every column is a multiple of the dominant vector; the one with the
+    # largest diagonal entry is the furthest from zero.
+    column = ops.argmax(ops.diagonal(power, axis1=-2, axis2=-1), axis=-1)
+    u = ops.take_along_axis(power, column[..., None, None], axis=-1)[..., 0]
+    if wide:
+        u = _matvec(matrices, u)
+    length = _length(u)
+    any_unit = u.shape[-1] ** -0.5
+    return ops.where(length > 0, u / ops.maximum(length, _TINY), any_unit)
+
+
+def top_singular_value(matrices):
+    """The top singular value, converged: the mean over nothing, the max of all.
+
+    Args:
+        matrices: Tensor of shape `(batch, rows, columns)`.
+
+    Returns:
+        A float32 scalar, the largest over the batch.
+    """
+    matrices = _float32(matrices)
+    sigma, _, _ = power_iteration(matrices, top_right_vectors(matrices))
+    return ops.max(sigma)
+
+
+def check_ratio(ratio):
+    """Raises a `ValueError` unless `0 < ratio <= 1`."""
+    if not (isinstance(ratio, numbers.Real) and 0.0 < ratio <= 1.0):
+        raise ValueError(
+            "`ratio` must be in (0, 1]: the share of filters to measure "
+            f"(1.0 for all of them). Received: ratio={ratio!r}"
+        )
+
+
+def _float32(x):
+    return ops.cast(ops.convert_to_tensor(x), "float32")
+
+
+def _unit_scale(x):
+    """Divides by the largest entry, so that squares stay in float32's range."""
+    x = _float32(x)
+    scale = ops.max(ops.abs(x))
+    return x / ops.maximum(scale, _TINY), scale
+
+
+def _length(x):
+    scale = ops.max(ops.abs(x), axis=-1, keepdims=True)
+    unit = x / ops.maximum(scale, _TINY)
+    return scale * ops.sqrt(ops.sum(unit * unit, axis=-1, keepdims=True))
+
+
+def _matvec(matrices, vectors):
+    return ops.matmul(matrices, vectors[..., None])[..., 0]
+
+
+def _check_rank(shape):
+    if len(shape) < 2:
+        raise ValueError(
+            "A kernel has at least two axes, `(*kernel_size, in, out)`. "
+            f"Received: kernel.shape={tuple(shape)}"
+        )
+
+
+def _tuple(name, value, rank):
+    value = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(value) != rank:
+        raise ValueError(
+            f"`{name}` must have one entry for each of the kernel's {rank} "
+            f"spatial axes. Received: {name}={value}"
+        )
+    return value
+
+
+def _grid_and_taps(kernel_shape, spatial_shape, dilation_rate):
+    """The grid of frequencies, and where each tap of the kernel lies on it."""
+    _check_rank(kernel_shape)
+    kernel_size = tuple(kernel_shape[:-2])
+    rank = len(kernel_size)
+    dilation_rate = _tuple("dilation_rate", dilation_rate, rank)
+    if spatial_shape is None:
+        # Dilation only permutes the frequencies, so the supremum is that of
+        # the dense kernel. With a tap per 1/32 of the grid, its modulus (a
+        # trigonometric polynomial of degree (k - 1) / 2 up to a phase) is at
+        # its nearest grid point still cos(pi / 64) of the supremum.
+        grid = tuple(max(1, 32 * (k - 1)) for k in kernel_size)
+        dilation_rate = (1,) * rank
+    else:
+        grid = _tuple("spatial_shape", spatial_shape, rank)
+        if not all(isinstance(n, int) and n > 0 for n in grid):
+            raise ValueError(
+                "`spatial_shape` must hold positive ints, or be None for "
+                f"every frequency. Received: spatial_shape={spatial_shape}"
+            )
+    taps = _indices(kernel_size) * np.array(dilation_rate, int)
+    return grid, taps.astype("int32")
+
+
+def _indices(shape):
+    """All indices of an array of that shape, `(size, axes)`."""
+    return np.indices(shape, int).reshape(len(shape), math.prod(shape)).T
+
+
+def _phases(frequencies, grid, taps):
+    """Cosine and sine, `(frequencies, taps)`, of the transform's phases."""
+    angle = ops.zeros((1, taps.shape[0]), "float32")
+    for axis, extent in enumerate(grid):
+        turns = frequencies[axis][:, None] * taps[None, :, axis]
+        turns = ops.cast(ops.mod(turns, extent), "float32")
+        angle = angle + turns * (2.0 * math.pi / extent)
+    return ops.cos(angle), ops.sin(angle)
+
+
+def _max_power(filters, grid, taps):
+    """The largest |DFT|^2 of any of the filters `(taps, n)` on the grid."""
+    # One tap along an axis has the same modulus at all of its frequencies.
+    grid = tuple(n if t.any() else 1 for n, t in zip(grid, taps.T))
+    if math.prod(grid) == 1:
+        return ops.max(ops.square(ops.sum(filters, axis=0)))
+    # Filters are real: half of the frequencies along the last axis suffice.
+    extents = grid[:-1] + (grid[-1] // 2 + 1,)
+    num_frequencies = math.prod(extents)
+    chunk = max(1, min(num_frequencies, _CHUNK // filters.shape[1]))
+
+    def power(step):
+        # The last chunk may run over the end: it starts again from zero.
+        index = ops.mod(
+            step * chunk + ops.arange(chunk, dtype="int32"), num_frequencies
+        )
+        frequencies = []
+        for extent in reversed(extents):
+            frequencies.insert(0, ops.mod(index, extent))
+            index = ops.floor_divide(index, extent)
+        cosine, sine = _phases(frequencies, grid, taps)
+        real = ops.matmul(cosine, filters)
+        imaginary = ops.matmul(sine, filters)
+        return ops.max(real * real + imaginary * imaginary)
+
+    steps = math.ceil(num_frequencies / chunk)
+    if steps == 1:
+        return power(0)
+    return ops.fori_loop(
+        0,
+        steps,
+        lambda step, best: ops.maximum(best, power(step)),
+        ops.zeros((), "float32"),
+    )
+
+
+def _block_frequencies(grid, strides):
+    """Frequencies `(blocks, aliases, axes)`; aliases fold into one block."""
+    for extent, stride in zip(grid, strides):
+        if extent % stride:
+            raise ValueError(
+                "A strided cyclic convolution has a block for each output "
+                "frequency only if every stride divides its extent of the "
+                f"image. Received: spatial_shape={grid}, strides={strides}"
+            )
+    outputs = [n // s for n, s in zip(grid, strides)]
+    kept = outputs[:-1] + [outputs[-1] // 2 + 1] if outputs else []
+    base, alias = _indices(kept), _indices(strides)
+    return base[:, None] + alias[None] * np.array(outputs, int)
+
+
+def _fourier_blocks(kernel, grid, taps, strides, groups, chunk):
+    frequencies = _block_frequencies(grid, strides)[chunk].astype("int32")
+    blocks, aliases, rank = frequencies.shape
+    cosine, sine = _phases(
+        [frequencies[..., axis].reshape(-1) for axis in range(rank)],
+        grid,
+        taps,
+    )
+    filters = ops.reshape(kernel, (taps.shape[0], -1))
+    rows = aliases * kernel.shape[-2]
+    columns = kernel.shape[-1] // groups
+
+    def block_matrices(phases):
+        matrices = ops.matmul(phases, filters) / math.sqrt(aliases)
+        matrices = ops.reshape(matrices, (blocks, rows, groups, columns))
+        matrices = ops.transpose(matrices, (0, 2, 1, 3))
+        return ops.reshape(matrices, (blocks * groups, rows, columns))
+
+    real, imaginary = block_matrices(cosine), block_matrices(sine)
+    return ops.concatenate(
+        [
+            ops.concatenate([real, -imaginary], axis=-1),
+            ops.concatenate([imaginary, real], axis=-1),
+        ],
+        axis=-2,
+    )
