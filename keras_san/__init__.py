@@ -5,8 +5,18 @@ Reference:
 """
 
 from keras_san import normalizers, norms, padding
+from keras_san.export import strip
 from keras_san.layers import SANConv2D, SANDense, SANWrapper, hold_norms
 
 __version__ = "0.1.0"
 
-__all__ = ["SANConv2D"]
+__all__ = [
+    "SANConv2D",
+    "SANDense",
+    "SANWrapper",
+    "hold_norms",
+    "normalizers",
+    "norms",
+    "padding",
+    "strip",
+]

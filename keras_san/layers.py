@@ -206,6 +206,11 @@ class KernelNormalization(keras.layers.Layer):
         super().load_own_variables(store)
 
 
+def flatten_layers(model):
+    """All layers of a model at any depth, the model itself included."""
+    return model._flatten_layers()
+
+
 def _build_normalized(owner, layer, build, input_shape):
     """Builds a layer, and what normalizes its kernels.
 

@@ -1,0 +1,101 @@
+"""From trained layers to plain Keras layers."""
+
+import keras
+from keras import ops
+
+from keras_san.layers import (
+    SANConv2D,
+    SANDense,
+    SANWrapper,
+    call_circular,
+    flatten_layers,
+)
+
+
+def strip(model):
+    """The same function in plain Keras layers.
+
+    Kernels are divided by their norms once and for all. A circular layer
+    becomes a small `keras.Model` of its own, which pads and convolves.
+
+    Args:
+        model: A built `Sequential` or functional `keras.Model`, or a single
+            built layer of `keras_san`. It is left as it is.
+
+    Returns:
+        A model (or layer) with equal outputs in inference, that can be saved
+        and loaded where `keras_san` is not installed.
+
+    Raises:
+        ValueError: if the model is not built, is a subclass with a `call` of
+            its own, or holds `keras_san` layers inside of custom layers.
+    """
+    if not model.built:
+        raise ValueError(
+            "Only a built model has kernels to divide. Call it on data "
+            f"first. Received: model={model} (not built)"
+        )
+    if isinstance(model, (SANConv2D, SANDense, SANWrapper)):
+        return _strip_layer(model)
+    stripped = keras.models.clone_model(
+        model, clone_function=_strip_layer, recursive=True
+    )
+    for layer in flatten_layers(stripped):
+        if type(layer).__module__.split(".")[0] == __package__:
+            raise ValueError(
+                "Layers of keras_san inside of custom layers cannot be "
+                "replaced. Build the model from plain and keras_san layers. "
+                f"Received: model={model.name} with layer {layer.name} (of "
+                f"type {type(layer).__name__}) inside of a custom layer"
+            )
+    return stripped
+
+
+def _strip_layer(layer):
+    build_config = layer.get_build_config()
+    if not isinstance(layer, (SANConv2D, SANDense, SANWrapper)):
+        copy = type(layer).from_config(layer.get_config())
+        if layer.built and build_config:
+            copy.build_from_config(build_config)
+        copy.set_weights(layer.get_weights())
+        return copy
+    plain = _plain_layer(layer)
+    input_shape = build_config["input_shape"]
+    if not layer.circular:
+        plain.build(input_shape)
+        _copy_weights(layer, plain)
+        return plain
+    inputs = keras.Input(input_shape[1:], dtype=layer.compute_dtype)
+    outputs = call_circular(plain, plain, inputs)
+    _copy_weights(layer, plain)
+    return keras.Model(inputs, outputs, name=layer.name)
+
+
+def _plain_layer(layer):
+    if isinstance(layer, SANWrapper):
+        config = {**layer.layer.get_config(), "name": layer.name}
+        return type(layer.layer).from_config(config)
+    config = layer.get_config()
+    del config["normalizer"]
+    if layer.circular:
+        config["padding"] = "valid"
+        config["name"] = f"{layer.name}_valid"
+    cls = keras.layers.Conv2D if isinstance(layer, SANConv2D) else None
+    return (cls or keras.layers.Dense).from_config(config)
+
+
+def _copy_weights(layer, plain):
+    source = layer.layer if isinstance(layer, SANWrapper) else layer
+    divided = {
+        id(norm.get_kernel()): norm(training=False)
+        for norm in layer.kernel_norms
+        if norm.divides
+    }
+    state = {
+        id(weight)
+        for norm in layer.kernel_norms
+        for weight in norm.weights
+    }
+    weights = [w for w in source.weights if id(w) not in state]
+    for weight, target in zip(weights, plain.weights):
+        target.assign(ops.cast(divided.get(id(weight), weight), target.dtype))
