@@ -4,17 +4,20 @@ Reference:
     [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
 """
 
-from keras_san import normalizers, norms, padding
+from keras_san import losses, normalizers, norms, padding
 from keras_san.export import strip
+from keras_san.gan import GAN
 from keras_san.layers import SANConv2D, SANDense, SANWrapper, hold_norms
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GAN",
     "SANConv2D",
     "SANDense",
     "SANWrapper",
     "hold_norms",
+    "losses",
     "normalizers",
     "norms",
     "padding",

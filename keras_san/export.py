@@ -98,4 +98,6 @@ def _copy_weights(layer, plain):
     }
     weights = [w for w in source.weights if id(w) not in state]
     for weight, target in zip(weights, plain.weights):
-        target.assign(ops.cast(divided.get(id(weight), weight), target.dtype))
+        value = divided.get(id(weight), weight)
+        # A copy: JAX would share, and then donate, one buffer.
+        target.assign(ops.convert_to_numpy(value))

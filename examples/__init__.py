@@ -1,0 +1,1 @@
+"""Scripts that train with keras_san: one a task."""

@@ -1,0 +1,284 @@
+"""Images by name, in memory, and endless batches that can be resumed."""
+
+import dataclasses
+import glob
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+    """A dataset that lies in memory.
+
+    Attributes:
+        name: String, as it was given to `load`.
+        images: uint8 array `(n, height, width, channels)`, 1 or 3 channels.
+        labels: int32 array `(n,)`, or `None` if the images have no labels.
+        num_classes: Int, or `None` if the images have no labels.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    num_classes: int | None = None
+
+    def __len__(self):
+        return len(self.images)
+
+
+def load(
+    name="digits", split="train", resize=None, data_dir=None, download=False
+):
+    """Reads a whole dataset into memory.
+
+    Transparent pixels turn white, 16 bits per channel turn into 8, and a
+    photograph is turned upright as its EXIF data say. If all images are
+    greyscale they have one channel, else three.
+
+    Args:
+        name: String. `"digits"` are scikit-learn's 1,797 handwritten digits,
+            enlarged to 32 x 32; they need no network. An existing folder
+            stands for all images below it, sorted by path, without hidden
+            files; if all lie in sub-folders, those are the classes. Any
+            other name is one of tensorflow-datasets.
+        split: String, as tensorflow-datasets writes it, for instance
+            `"train[:1000]"`. Digits and folders have `"train"` only.
+        resize: Int `N`: the central square of each image, resized to N x N.
+            `None` leaves the images as they are.
+        data_dir: String. Where tensorflow-datasets keeps its datasets.
+            `None` stands for its own default.
+        download: Boolean. Whether tensorflow-datasets may download and
+            prepare what it does not find.
+
+    Returns:
+        An `Images`.
+
+    Raises:
+        ValueError: if there is no such dataset, if it has fewer than two
+            images or images of several sizes, or if a file is no image.
+    """
+    name = os.fspath(name)
+    if resize is not None and resize < 1:
+        raise ValueError(
+            f"`resize` must be a positive integer. Received: resize={resize}"
+        )
+    if name != "digits" and not os.path.isdir(name):
+        items, num_classes = _tfds(name, split, data_dir, download)
+    elif split != "train":
+        raise ValueError(
+            "Only tensorflow-datasets have splits; of a folder pass a "
+            f"sub-folder. Received: split={split!r} with name={name!r}"
+        )
+    elif name == "digits":
+        items, num_classes = _digits()
+        resize = resize or 32
+    else:
+        items, num_classes = _folder(name)
+
+    arrays, labels, first = [], [], None
+    for where, image, label in items:
+        if resize:
+            image = ImageOps.fit(
+                image, (resize, resize), Image.Resampling.BICUBIC
+            )
+        size = f"{image.width} x {image.height}"
+        first = first or (where, size)
+        if size != first[1]:
+            raise ValueError(
+                "All images must have one size. Pass `--resize N` to crop and "
+                f"resize them to N x N. Received: name={name!r}, where "
+                f"{first[0]} has {first[1]} pixels and {where} has {size}"
+            )
+        arrays.append(np.atleast_3d(np.asarray(image)))
+        labels.append(label)
+    if len(arrays) < 2:
+        raise ValueError(
+            "A dataset must have at least two images. Add images or choose "
+            f"another one. Received: name={name!r}, split={split!r}, where "
+            f"the number of images is {len(arrays)}"
+        )
+    # Greyscale among colours: the same value in all three channels.
+    channels = max(array.shape[2] for array in arrays)
+    arrays = [np.broadcast_to(a, a.shape[:2] + (channels,)) for a in arrays]
+    # tensorflow-datasets writes -1 where a label is missing, as in STL-10.
+    if num_classes is None or min(labels) < 0:
+        return Images(name, np.stack(arrays))
+    return Images(
+        name, np.stack(arrays), np.array(labels, "int32"), num_classes
+    )
+
+
+def batches(images, batch_size, seed=0, start_step=0, with_labels=False):
+    """Draws batches without end, every image once an epoch.
+
+    Batch `k` depends on nothing but `images`, `batch_size`, `seed` and `k`.
+    A run that is resumed at step `k` gets the batches that it would have
+    got. A batch may begin in one epoch and end in the next.
+
+    Args:
+        images: An `Images`.
+        batch_size: Int.
+        seed: Int.
+        start_step: Int. The number of batches to leave out; it costs no time.
+        with_labels: Boolean. Whether to draw pairs `(images, labels)`.
+
+    Returns:
+        A `tf.data.Dataset` of float32 tensors `(batch_size, height, width,
+        channels)` in [-1, 1]; of pairs with int32 tensors `(batch_size,)` if
+        `with_labels`.
+
+    Raises:
+        ValueError: if there are fewer images than a batch needs, or no
+            labels where they are asked for.
+    """
+    import tensorflow as tf
+
+    count = len(images)
+    if not 1 <= batch_size <= count:
+        raise ValueError(
+            "`batch_size` must be from 1 to the number of images. Pass a "
+            f"smaller batch or more images. Received: batch_size={batch_size} "
+            f"with the {count} images of {images.name!r}"
+        )
+    if with_labels and images.labels is None:
+        raise ValueError(
+            "These images have no labels. Sort the files into one sub-folder "
+            "a class, choose another dataset, or train without labels. "
+            f"Received: with_labels=True with {images.name!r}"
+        )
+    # Where there is a GPU, a dataset would by default be copied there.
+    with tf.device("CPU"):
+        pixels = tf.constant(images.images)
+        labels = tf.constant(images.labels) if with_labels else None
+
+    def order(epoch):
+        return tf.random.experimental.stateless_shuffle(
+            tf.range(count), seed=(seed, epoch)
+        )
+
+    def take(indices):
+        batch = tf.cast(tf.gather(pixels, indices), tf.float32) / 127.5 - 1.0
+        return (batch, tf.gather(labels, indices)) if with_labels else batch
+
+    # Only indices are shuffled, counted and left out; pixels come last.
+    epoch, offset = divmod(start_step * batch_size, count)
+    return (
+        tf.data.Dataset.counter(epoch)
+        .map(order)
+        .unbatch()
+        .skip(offset)
+        .batch(batch_size, drop_remainder=True)
+        .map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+# Each source returns its images as tuples `(where, PIL image, label)`, one by
+# one, and the number of classes or `None`.
+
+
+def _digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    arrays = np.rint(digits.images * 255 / 16).astype("uint8")
+    # Strokes begin in the first row and end in the last: without a margin,
+    # enlarging would cut them off.
+    images = (ImageOps.expand(Image.fromarray(array), 1) for array in arrays)
+    where = (f"digit {i}" for i in range(len(arrays)))
+    return zip(where, images, digits.target), 10
+
+
+def _folder(path):
+    files = sorted(
+        file
+        for file in glob.glob("**/*", root_dir=path, recursive=True)
+        if os.path.isfile(os.path.join(path, file))
+    )
+    if not files:
+        raise ValueError(
+            "The folder holds no images. Pass one with images in it or in "
+            f"its sub-folders. Received: {path!r}"
+        )
+    images = (_decode(os.path.join(path, file)) for file in files)
+    tops = [os.path.dirname(file).split(os.sep)[0] for file in files]
+    if not all(tops):  # A file outside of the sub-folders has no class.
+        return zip(files, images, tops), None
+    classes = sorted(set(tops))
+    return zip(files, images, map(classes.index, tops)), len(classes)
+
+
+def _tfds(name, split, data_dir, download):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (ValueError, AssertionError) as error:
+        # Its message goes on with the names of a thousand datasets.
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            'There is no such dataset. Pass "digits", the path of an existing '
+            "folder of images, or a dataset of tensorflow-datasets such as "
+            f'"cifar10". Received: {name!r} ({reason})'
+        ) from None
+    if download:
+        builder.download_and_prepare()
+    elif not builder.is_prepared():
+        raise ValueError(
+            "The dataset is not prepared. Pass `--data-dir` with the folder "
+            "in which tensorflow-datasets prepared it, or `--download`. "
+            f"Received: {name!r}, looked for in {str(builder.data_path)!r}"
+        )
+    features = dict(builder.info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or image.dtype != np.uint8:
+        raise ValueError(
+            'The dataset has no 8-bit images called "image". Choose another '
+            f"one. Received: {name!r} with {features}"
+        )
+    labelled = isinstance(label, tfds.features.ClassLabel)
+    # Reading in batches is faster, but batches need images of one size.
+    batch_size = 1 if None in image.shape else 256
+    dataset = builder.as_dataset(split=split, batch_size=batch_size)
+
+    def items():
+        i = 0
+        for examples in tfds.as_numpy(dataset):
+            for j, array in enumerate(examples["image"]):
+                # PIL wants two dimensions where there is one channel.
+                array = array[..., 0] if array.shape[-1] == 1 else array
+                image = _plain(Image.fromarray(array))
+                yield f"image {i}", image, labelled and examples["label"][j]
+                i += 1
+
+    return items(), label.num_classes if labelled else None
+
+
+def _decode(path):
+    try:
+        with Image.open(path) as image:
+            return _plain(ImageOps.exif_transpose(image))
+    # A broken file makes PIL raise nearly anything, even SyntaxError.
+    except Exception as error:
+        raise ValueError(
+            "The file cannot be read as an image. Repair it or move it out of "
+            f"the folder. Received: {path!r} ({error})"
+        ) from error
+
+
+def _plain(image):
+    """Brings a PIL image of any kind to mode "L" or "RGB"."""
+    low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
+    if image.mode == "F" or low < 0 or high > 65535:
+        raise ValueError("its range is not known, save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # PIL would clip 16 bits, not scale them.
+        array = (np.asarray(image).astype("int64") + 128) // 257
+        image = Image.fromarray(array.astype("uint8"))
+    grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("L" if grey else "RGB")
