@@ -92,9 +92,7 @@ def _copy_weights(layer, plain):
         if norm.divides
     }
     state = {
-        id(weight)
-        for norm in layer.kernel_norms
-        for weight in norm.weights
+        id(weight) for norm in layer.kernel_norms for weight in norm.weights
     }
     weights = [w for w in source.weights if id(w) not in state]
     for weight, target in zip(weights, plain.weights):

@@ -43,7 +43,6 @@ def hold_norms():
     compiled function it belongs inside, too. Other threads are unaffected.
 
     Example:
-
     ```python
     real_logits = critic(real, training=True)
     with keras_san.hold_norms():
@@ -175,6 +174,16 @@ class KernelNormalization(keras.layers.Layer):
         self._require_finite(new[0])
         for variable, value in zip([self.norm, *self.vectors], new):
             variable.assign(value)
+
+    def current(self):
+        """The norm of the kernel as it is trained, times the gain."""
+        if not self.divides:
+            kernel = self._read_kernel()
+            norm = self.normalizer.norm(kernel, self.geometry)
+        else:
+            norm = self.norm.value
+        shape = self.get_kernel().shape
+        return norm * self.normalizer.gain_for(shape, self.geometry)
 
     def project(self, kernel):
         """The multiple of the kernel that has norm `scale / gain`."""

@@ -35,7 +35,9 @@ class JAXGAN(BaseGAN):
         variables = network.trainable_variables
         ids = {id(variable) for variable in variables}
         others = [
-            v for group in self._state_variables() for v in group
+            v
+            for group in self._state_variables()
+            for v in group
             if id(v) not in ids
         ]
 
