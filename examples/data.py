@@ -241,7 +241,14 @@ def _tfds(name, split, data_dir, download):
     labelled = isinstance(label, tfds.features.ClassLabel)
     # Reading in batches is faster, but batches need images of one size.
     batch_size = 1 if None in image.shape else 256
-    dataset = builder.as_dataset(split=split, batch_size=batch_size)
+    try:
+        dataset = builder.as_dataset(split=split, batch_size=batch_size)
+    except ValueError as error:
+        raise ValueError(
+            f"The dataset has the splits {sorted(builder.info.splits)}. Pass "
+            "one of them, or a part that is not empty, such as "
+            f'"train[:1000]". Received: split={split!r} of {name!r} ({error})'
+        ) from error
 
     def items():
         i = 0

@@ -98,4 +98,4 @@ def _copy_weights(layer, plain):
     for weight, target in zip(weights, plain.weights):
         value = divided.get(id(weight), weight)
         # A copy: JAX would share, and then donate, one buffer.
-        target.assign(ops.convert_to_numpy(value))
+        target.assign(ops.convert_to_numpy(ops.convert_to_tensor(value)))

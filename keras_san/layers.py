@@ -187,6 +187,7 @@ class KernelNormalization(keras.layers.Layer):
 
     def project(self, kernel):
         """The multiple of the kernel that has norm `scale / gain`."""
+        kernel = ops.convert_to_tensor(kernel)
         wide = ops.cast(kernel, "float32")
         norm = self.normalizer.norm(wide, self.geometry)
         self._require_finite(norm)
@@ -197,8 +198,8 @@ class KernelNormalization(keras.layers.Layer):
     def _require_finite(self, norm):
         require(
             ops.isfinite(norm),
-            f"The norm of the {self.name} of layer '{self.owner}' is not "
-            "finite: the kernel holds NaN or infinity. Training has diverged "
+            f"The norm of the {self.name} of layer {self.owner} is not "
+            "finite: it holds NaN or infinity. Training has diverged "
             "(try a smaller learning rate, or look at the loss and the data "
             "of the last steps), or bad weights were loaded.",
         )
@@ -338,10 +339,10 @@ def _convolution(layer, name, input_shape):
         ones = (1,) * spatial_rank
         return normalizers.Convolution(ones, strides=ones, dilation_rate=ones)
     transposed = isinstance(layer, _TRANSPOSED)
-    if transposed:
-        input_shape = layer.compute_output_shape(input_shape)
     channels_first = layer.data_format == "channels_first"
     spatial = input_shape[2:] if channels_first else input_shape[1:-1]
+    if transposed and None not in spatial:
+        spatial = [n * s for n, s in zip(spatial, layer.strides)]
     depthwise = isinstance(layer, _DEPTHWISE + _SEPARABLE)
     channels = input_shape[1] if channels_first else input_shape[-1]
     return normalizers.Convolution(

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 # JAX compiles every operation anew for each new shape: far fewer examples.
-EXAMPLES = {"tensorflow": 60, "jax": 6, "torch": 100}[BACKEND]
+EXAMPLES = {"tensorflow": 60, "jax": 4, "torch": 100}[BACKEND]
 
 
 def property_test(function):
@@ -285,7 +285,8 @@ def test_without_an_image_in_one_and_three_dimensions():
 def test_without_an_image_no_image_has_a_larger_norm():
     kernel = make_kernel((3, 3, 2, 2), "normal", 1.0, seed=4)
     supremum = number(norms.sparsity_aware_norm(kernel)) / 0.9975
-    for image in itertools.product([1, 2, 5, 16, 31], repeat=2):
+    extents = [2, 31] if BACKEND == "jax" else [1, 2, 5, 16, 31]
+    for image in itertools.product(extents, repeat=2):
         assert filter_gains(kernel, image).max() <= supremum
         dilated = norms.sparsity_aware_norm(kernel, image, dilation_rate=2)
         assert number(dilated) <= supremum
@@ -375,6 +376,13 @@ def test_ratio_takes_exactly_that_many_different_filters(ratio, count):
     assert set(np.round(values, 4)) == set(range(count, 7))
 
 
+def subset_sizes(count, ratio):
+    """The share, rounded up; 90 % of 10 may count as 9 or as 9.0...02."""
+    exact = fractions.Fraction(ratio) * count
+    almost = exact * (1 - fractions.Fraction(1, 10**12))
+    return {math.ceil(exact), math.ceil(almost)}
+
+
 @property_test
 @hypothesis.given(
     st.integers(1, 7),
@@ -385,8 +393,8 @@ def test_ratio_takes_exactly_that_many_different_filters(ratio, count):
 def test_sample_filters_draws_different_filters(m, n, ratio, seed):
     sample = norms.sample_filters((3, 3, m, n), ratio, seed)
     sample = ops.convert_to_numpy(sample).tolist()
-    exact = fractions.Fraction(ratio) * m * n
-    assert len(sample) == len(set(sample)) == math.ceil(exact)
+    assert len(sample) == len(set(sample))
+    assert len(sample) in subset_sizes(m * n, ratio)
     assert 0 <= min(sample) <= max(sample) < m * n
 
 
@@ -444,11 +452,12 @@ def harmonic(n):
 @property_test
 @hypothesis.given(st.integers(1, 200), st.floats(0.0, 1.0, exclude_min=True))
 def test_subset_gain_is_equation_9(num_filters, ratio):
-    subset = math.ceil(fractions.Fraction(ratio) * num_filters)
-    expected = float(harmonic(num_filters) / harmonic(subset))
     actual = norms.subset_gain(num_filters, ratio)
     assert isinstance(actual, float)
-    assert actual == approx(expected, rel=1e-12)
+    assert any(
+        actual == approx(float(harmonic(num_filters) / harmonic(n)), rel=1e-12)
+        for n in subset_sizes(num_filters, ratio)
+    )
     assert actual >= 1.0
 
 
@@ -890,10 +899,47 @@ def test_compiled_norms_are_the_same_numbers():
         )
         found = number(subset(arguments[0]))
         assert np.abs(filter_gains(kernel, (9, 8)) / found - 1).min() < 1e-5
-        kernel[2, 0, 1, 5] = np.nan
-        broken = function(ops.convert_to_tensor(kernel), *arguments[1:])
-        for index in [0, 1, 2, 4, 5]:
-            assert math.isnan(number(broken[index]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_compiled_norms_do_not_hide_bad_numbers(bad):
+    # XLA's maximum on CPU, as TensorFlow sets it up, drops a NaN.
+    def everything(kernel):
+        return [
+            norms.sparsity_aware_norm(kernel, (9, 8)),
+            norms.sparsity_aware_norm(kernel),
+            norms.spectral_norm(kernel),
+            norms.bidirectional_spectral_norm(kernel),
+            norms.conv_spectral_norm(kernel, (4, 6), 2),
+        ]
+
+    function = compiled(everything)
+    for entry in [(0, 0, 0, 0), (2, 0, 1, 5)]:
+        kernel = make_kernel((3, 3, 4, 6), "normal", 0.02, seed=0)
+        kernel[entry] = bad
+        values = function(ops.convert_to_tensor(kernel))
+        assert np.isnan([number(value) for value in values]).all()
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        norms.sparsity_aware_norm,
+        lambda kernel: norms.sparsity_aware_norm(kernel, (5, 5), 0.5, seed=1),
+        norms.spectral_norm,
+        norms.bidirectional_spectral_norm,
+        lambda kernel: norms.conv_spectral_norm(kernel, (4, 4), 2),
+    ],
+)
+def test_variables_are_kernels_too(norm):
+    kernel = make_kernel((3, 3, 2, 3), "normal", 0.02, seed=0)
+    layer = keras.layers.Conv2D(3, 3)
+    layer.build((None, 8, 8, 2))
+    layer.kernel.assign(kernel)
+    expected = number(norm(kernel))
+    assert number(norm(ops.convert_to_tensor(kernel))) == approx(expected)
+    assert number(norm(layer.kernel)) == approx(expected)
+    assert number(norm(layer.kernel.value)) == approx(expected)
 
 
 def test_low_precision_kernels_are_measured_in_float32():

@@ -1,0 +1,405 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from examples import data
+
+RNG = np.random.default_rng(0)
+
+
+def noise(*shape):
+    return RNG.integers(0, 256, shape, "uint8")
+
+
+def save(path, array, **kwargs):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **kwargs)
+
+
+def numbered(count):
+    """Images whose pixels are their own index."""
+    images = np.arange(count, dtype="uint8")[:, None, None, None]
+    images = np.broadcast_to(images, (count, 2, 3, 1))
+    return data.Images("numbered", images, np.arange(count, dtype="int32"), 10)
+
+
+def drawn(dataset, steps):
+    """The indices that `steps` batches of `numbered` images hold."""
+    batches = [batch[:, 0, 0, 0] for batch in dataset.take(steps)]
+    return [np.rint((batch + 1) * 127.5).tolist() for batch in batches]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A folder in which tensorflow-datasets has prepared small datasets."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    classes = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
+
+    def prepare(name, images, labels, **features):
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict({"label": classes, **features}),
+            split_datasets={
+                "train": [
+                    (key, dict.fromkeys(features, image) | {"label": label})
+                    for key, (image, label) in enumerate(zip(images, labels))
+                ]
+            },
+            data_dir=data_dir,
+            disable_shuffling=True,
+        )
+
+    image = tfds.features.Image(shape=(4, 6, 3), encoding_format="png")
+    prepare("colours", COLOURS, [2, 0, 1], image=image)
+    prepare("unlabelled", COLOURS, [-1, -1, -1], image=image)
+    image = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+    prepare("mixed", [noise(4, 4, 1), noise(4, 5, 1)], [1, 1], image=image)
+    scalar = tfds.features.Scalar(np.float32)
+    prepare("numbers", [1.0, 2.0], [1, 1], number=scalar)
+    return data_dir
+
+
+COLOURS = noise(3, 4, 6, 3)
+
+
+ORDER = [[0, 3, 2], [5, 1, 4]]
+
+
+class TestDigits:
+    def test_default(self):
+        digits = data.load()
+        assert digits.name == "digits"
+        assert digits.images.shape == (1797, 32, 32, 1)
+        assert digits.images.dtype == "uint8"
+        assert digits.labels.dtype == "int32"
+        assert digits.num_classes == 10
+        assert len(digits) == len(digits.labels) == 1797
+        np.testing.assert_array_equal(digits.labels[:10], range(10))
+        # White strokes on a black margin.
+        assert digits.images.max() == 255
+        assert digits.images[:, 0].max() == 0
+
+    def test_an_enlarged_digit_is_smooth(self):
+        image = data.load().images[0, :, :, 0].astype(int)
+        # Copying pixels would leave steps of up to 255.
+        assert np.abs(np.diff(image, axis=0)).max() < 128
+        assert np.abs(np.diff(image, axis=1)).max() < 128
+
+    def test_resize(self):
+        assert data.load(resize=16).images.shape == (1797, 16, 16, 1)
+
+    def test_a_folder_of_that_name_changes_nothing(self, tmp_path, monkeypatch):
+        (tmp_path / "digits").mkdir()
+        monkeypatch.chdir(tmp_path)
+        assert len(data.load()) == 1797
+
+    def test_split(self):
+        with pytest.raises(ValueError, match="split='test' .*'digits'"):
+            data.load(split="test")
+
+
+class TestTensorflowDatasets:
+    def test_images_and_labels(self, data_dir):
+        loaded = data.load("colours", data_dir=data_dir)
+        np.testing.assert_array_equal(loaded.images, COLOURS)
+        np.testing.assert_array_equal(loaded.labels, [2, 0, 1])
+        assert loaded.labels.dtype == "int32"
+        assert loaded.num_classes == 3
+        assert loaded.name == "colours"
+
+    def test_split(self, data_dir):
+        loaded = data.load("colours", "train[1:]", data_dir=data_dir)
+        np.testing.assert_array_equal(loaded.images, COLOURS[1:])
+
+    def test_missing_labels(self, data_dir):
+        loaded = data.load("unlabelled", data_dir=data_dir)
+        assert loaded.labels is None
+        assert loaded.num_classes is None
+
+    def test_mixed_sizes(self, data_dir):
+        message = "--resize N.*image 0 has 4 x 4 .*image 1 has 5 x 4"
+        with pytest.raises(ValueError, match=message):
+            data.load("mixed", data_dir=data_dir)
+        loaded = data.load("mixed", resize=3, data_dir=data_dir)
+        assert loaded.images.shape == (2, 3, 3, 1)
+
+    def test_a_folder_goes_first(self, data_dir, tmp_path, monkeypatch):
+        for i in range(2):
+            save(tmp_path / "colours" / f"{i}.png", noise(5, 5))
+        monkeypatch.chdir(tmp_path)
+        loaded = data.load("colours", data_dir=data_dir)
+        assert loaded.images.shape == (2, 5, 5, 1)
+
+    @pytest.mark.parametrize("name", ["no_such", "no/such/path", "", "a b"])
+    def test_unknown(self, name, data_dir):
+        message = f'"digits".*folder.*"cifar10".*Received: {name!r}'
+        with pytest.raises(ValueError, match=message):
+            data.load(name, data_dir=data_dir)
+
+    def test_not_prepared(self, data_dir):
+        message = f"--data-dir.*--download.*'cifar10'.*{data_dir}"
+        with pytest.raises(ValueError, match=message):
+            data.load("cifar10", data_dir=data_dir)
+        assert not (data_dir / "cifar10").exists()
+
+    def test_download(self, data_dir, monkeypatch):
+        calls = []
+        monkeypatch.setattr(
+            tfds.core.DatasetBuilder,
+            "download_and_prepare",
+            lambda self: calls.append(self.name),
+        )
+        data.load("colours", data_dir=data_dir)
+        assert calls == []
+        data.load("colours", data_dir=data_dir, download=True)
+        assert calls == ["colours"]
+
+    @pytest.mark.parametrize("split", ["test", "train[:0]"])
+    def test_unknown_or_empty_split(self, split, data_dir):
+        with pytest.raises(ValueError) as error:
+            data.load("colours", split, data_dir=data_dir)
+        assert "splits ['train']" in str(error.value)
+        assert f"split={split!r} of 'colours'" in str(error.value)
+
+    def test_one_image(self, data_dir):
+        with pytest.raises(ValueError, match="two images.*colours.* is 1"):
+            data.load("colours", "train[:1]", data_dir=data_dir)
+
+    def test_no_images(self, data_dir):
+        with pytest.raises(ValueError, match="no 8-bit images.*'numbers'"):
+            data.load("numbers", data_dir=data_dir)
+
+
+class TestFolder:
+    def test_sorted_without_hidden_files(self, tmp_path):
+        images = noise(3, 4, 6, 3)
+        save(tmp_path / "b.png", images[1])
+        save(tmp_path / "a.bmp", images[0])
+        save(tmp_path / "c" / "d" / "e.png", images[2])
+        (tmp_path / ".DS_Store").write_bytes(b"not an image")
+        (tmp_path / ".cache").mkdir()
+        (tmp_path / ".cache" / "x.txt").write_bytes(b"not an image")
+        loaded = data.load(tmp_path)
+        np.testing.assert_array_equal(loaded.images, images)
+        assert loaded.name == str(tmp_path)
+        # Two of the images lie outside of sub-folders.
+        assert loaded.labels is None
+        assert loaded.num_classes is None
+
+    def test_sub_folders_are_classes(self, tmp_path):
+        images = noise(3, 4, 4, 3)
+        save(tmp_path / "owl" / "0.png", images[2])
+        save(tmp_path / "cat" / "1.png", images[0])
+        save(tmp_path / "cat" / "deep" / "0.png", images[1])
+        loaded = data.load(str(tmp_path))
+        np.testing.assert_array_equal(loaded.images, images)
+        np.testing.assert_array_equal(loaded.labels, [0, 0, 1])
+        assert loaded.num_classes == 2
+
+    def test_jpeg(self, tmp_path):
+        for i in range(2):
+            save(tmp_path / f"{i}.jpg", np.full((8, 8, 3), 90, "uint8"))
+        assert np.abs(data.load(tmp_path).images.astype(int) - 90).max() <= 2
+
+    def test_greyscale(self, tmp_path):
+        grey, colour = noise(4, 4), noise(4, 4, 3)
+        save(tmp_path / "0.png", grey)
+        save(tmp_path / "1.png", grey > 127)
+        loaded = data.load(tmp_path)
+        np.testing.assert_array_equal(loaded.images[0, :, :, 0], grey)
+        np.testing.assert_array_equal(
+            loaded.images[1, :, :, 0], 255 * (grey > 127)
+        )
+        assert loaded.images.shape == (2, 4, 4, 1)
+        # Among colours all images have three channels.
+        save(tmp_path / "2.png", colour)
+        loaded = data.load(tmp_path)
+        np.testing.assert_array_equal(loaded.images[0], np.dstack([grey] * 3))
+        np.testing.assert_array_equal(loaded.images[2], colour)
+
+    def test_transparent_pixels_are_white(self, tmp_path):
+        rgba, grey_alpha = noise(4, 4, 4), noise(4, 4, 2)
+        rgba[..., 3] = grey_alpha[..., 1] = 255
+        rgba[0, :, 3] = grey_alpha[0, :, 1] = 0
+        save(tmp_path / "0.png", rgba)
+        save(tmp_path / "1.png", grey_alpha)
+        loaded = data.load(tmp_path).images
+        assert np.all(loaded[:, 0] == 255)
+        np.testing.assert_array_equal(loaded[0, 1:], rgba[1:, :, :3])
+        np.testing.assert_array_equal(
+            loaded[1, 1:, :, :1], grey_alpha[1:, :, :1]
+        )
+
+    def test_half_transparent(self, tmp_path):
+        for i in range(2):
+            save(tmp_path / f"{i}.png", np.uint8([[[0, 0, 0, 51]]]))
+        assert np.all(data.load(tmp_path).images == 204)
+
+    def test_palette(self, tmp_path):
+        palette = Image.new("P", (2, 1))
+        palette.putpalette([10, 20, 30, 40, 50, 60])
+        palette.putpixel((1, 0), 1)
+        palette.save(tmp_path / "0.png")
+        palette.save(tmp_path / "1.png", transparency=1)
+        loaded = data.load(tmp_path).images
+        assert loaded[0].tolist() == [[[10, 20, 30], [40, 50, 60]]]
+        assert loaded[1].tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+    @pytest.mark.parametrize("name", ["0.png", "0.tif", "0.pgm"])
+    def test_sixteen_bits(self, name, tmp_path):
+        save(tmp_path / name, np.uint16([[0, 157, 128 * 257, 65535]]))
+        save(tmp_path / "1.png", np.uint8([[0, 1, 128, 255]]))
+        loaded = data.load(tmp_path).images
+        np.testing.assert_array_equal(loaded[0], loaded[1])
+
+    def test_exif_rotation(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # Turn by 90 degrees clockwise to see it upright.
+        array = noise(4, 6, 3)
+        save(tmp_path / "0.png", array, exif=exif)
+        save(tmp_path / "1.png", np.rot90(array, -1))
+        loaded = data.load(tmp_path).images
+        assert loaded.shape == (2, 6, 4, 3)
+        np.testing.assert_array_equal(loaded[0], loaded[1])
+
+    def test_resize_takes_the_central_square(self, tmp_path):
+        wide = np.zeros((8, 24), "uint8")
+        wide[:, 8:16] = 200
+        save(tmp_path / "0.png", wide)
+        save(tmp_path / "1.png", wide.T)
+        loaded = data.load(tmp_path, resize=4).images
+        assert loaded.shape == (2, 4, 4, 1)
+        # Bicubic weights let a little of what is beside it in.
+        assert np.abs(loaded.astype(int) - 200).max() < 20
+
+    def test_resize_averages(self, tmp_path):
+        checkers = 255 * (np.indices((64, 64)).sum(axis=0) % 2)
+        for i in range(2):
+            save(tmp_path / f"{i}.png", checkers.astype("uint8"))
+        inner = data.load(tmp_path, resize=8).images[:, 2:-2, 2:-2]
+        assert np.abs(inner.astype(int) - 128).max() <= 2
+
+    @pytest.mark.parametrize("resize", [0, -4])
+    def test_bad_resize(self, resize):
+        with pytest.raises(ValueError, match=f"resize={resize}"):
+            data.load(resize=resize)
+
+    def test_no_images(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / ".hidden.png").write_bytes(b"")
+        with pytest.raises(ValueError, match=f"no images.*{tmp_path}"):
+            data.load(tmp_path)
+
+    def test_one_image(self, tmp_path):
+        save(tmp_path / "0.png", noise(4, 4))
+        with pytest.raises(ValueError, match=f"two images.*{tmp_path}.* is 1"):
+            data.load(tmp_path)
+
+    def test_mixed_sizes(self, tmp_path):
+        save(tmp_path / "0.png", noise(4, 6))
+        save(tmp_path / "1.png", noise(4, 6))
+        save(tmp_path / "a" / "2.png", noise(6, 4))
+        message = "--resize N.*0.png has 6 x 4 .*a/2.png has 4 x 6"
+        with pytest.raises(ValueError, match=message):
+            data.load(tmp_path)
+        assert data.load(tmp_path, resize=4).images.shape == (3, 4, 4, 1)
+
+    @pytest.mark.parametrize("name", ["bad.png", "bad.txt", "a/bad"])
+    @pytest.mark.parametrize("content", [b"", b"hello"])
+    def test_not_an_image(self, name, content, tmp_path):
+        for i in range(2):
+            save(tmp_path / "a" / f"{i}.png", noise(4, 4))
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"move it out.*{tmp_path}/{name}"):
+            data.load(tmp_path)
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "gif"])
+    def test_truncated(self, suffix, tmp_path):
+        save(tmp_path / "0.png", noise(32, 32))
+        whole = tmp_path / f"1.{suffix}"
+        save(whole, noise(32, 32))
+        assert len(data.load(tmp_path)) == 2
+        whole.write_bytes(whole.read_bytes()[:-300])
+        with pytest.raises(ValueError, match=f"move it out.*{whole}"):
+            data.load(tmp_path)
+
+    @pytest.mark.parametrize("value", [0.5, -1, 65536])
+    def test_unknown_range(self, value, tmp_path):
+        dtype = "float32" if isinstance(value, float) else "int32"
+        save(tmp_path / "0.tif", np.full((4, 4), value, dtype))
+        with pytest.raises(ValueError, match="0.tif.*range"):
+            data.load(tmp_path)
+
+    def test_split(self, tmp_path):
+        with pytest.raises(ValueError, match=f"split='test'.*{tmp_path}"):
+            data.load(tmp_path, split="test")
+
+
+class TestBatches:
+    def test_static_shape_and_range(self):
+        images = np.arange(256, dtype="uint8").reshape(4, 8, 8, 1)
+        dataset = data.batches(data.Images("all values", images), 4)
+        assert dataset.element_spec == tf.TensorSpec((4, 8, 8, 1), "float32")
+        assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+        values = np.sort(next(iter(dataset)).numpy().ravel())
+        assert values[0] == -1 and values[-1] == 1
+        np.testing.assert_allclose(values, np.linspace(-1, 1, 256), atol=1e-6)
+
+    def test_labels_belong_to_images(self):
+        dataset = data.batches(numbered(10), 4, with_labels=True)
+        assert dataset.element_spec[1] == tf.TensorSpec((4,), "int32")
+        for images, labels in dataset.take(8):
+            indices = np.rint((images[:, 0, 0, 0] + 1) * 127.5)
+            np.testing.assert_array_equal(indices, labels)
+
+    def test_each_image_once_an_epoch(self):
+        # Ten batches of seven make seven epochs of ten.
+        indices = drawn(data.batches(numbered(10), 7), 10)
+        epochs = np.reshape(indices, (7, 10))
+        np.testing.assert_array_equal(np.sort(epochs), [range(10)] * 7)
+        assert len({tuple(epoch) for epoch in epochs}) == 7
+
+    @pytest.mark.parametrize("batch_size", [1, 7, 10])
+    def test_start_step(self, batch_size):
+        images = numbered(10)
+        all_steps = drawn(data.batches(images, batch_size), 25)
+        for start in (0, 1, 4, 9, 24):
+            dataset = data.batches(images, batch_size, start_step=start)
+            assert drawn(dataset, 1) == all_steps[start : start + 1]
+        dataset = data.batches(images, batch_size, start_step=5)
+        assert drawn(dataset, 20) == all_steps[5:]
+
+    def test_a_late_start_costs_nothing(self):
+        # Counting so far would take hours.
+        dataset = data.batches(numbered(10), 7, start_step=10**12)
+        assert len(drawn(dataset, 1)[0]) == 7
+
+    def test_seed(self):
+        images = numbered(50)
+        tf.random.set_seed(1)
+        first = drawn(data.batches(images, 8, seed=1), 20)
+        tf.random.set_seed(2)
+        assert drawn(data.batches(images, 8, seed=1), 20) == first
+        assert drawn(data.batches(images, 8, seed=2), 20) != first
+
+    def test_a_dataset_can_be_read_again(self):
+        dataset = data.batches(numbered(50), 8)
+        assert drawn(dataset, 20) == drawn(dataset, 20)
+
+    def test_order_stays_as_it_was_released(self):
+        # A change here breaks the resumption of runs from before it.
+        assert drawn(data.batches(numbered(6), 3, seed=3), 2) == ORDER
+
+    @pytest.mark.parametrize("batch_size", [0, 11])
+    def test_bad_batch_size(self, batch_size):
+        message = f"batch_size={batch_size} with the 10 images of 'numbered'"
+        with pytest.raises(ValueError, match=message):
+            data.batches(numbered(10), batch_size)
+
+    def test_no_labels(self):
+        images = data.Images("bare", noise(4, 2, 2, 1))
+        with pytest.raises(ValueError, match="no labels.*'bare'"):
+            data.batches(images, 2, with_labels=True)

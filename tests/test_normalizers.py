@@ -1,0 +1,645 @@
+"""`keras_san.normalizers`: settings, and norms against plain NumPy."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_san import normalizers
+
+BACKEND = keras.config.backend()
+
+# What torch hands to NumPy 2 in `convert_to_numpy`.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept:DeprecationWarning"
+)
+
+CLASSES = {
+    "san": normalizers.SparsityAware,
+    "sn": normalizers.Spectral,
+    "bsn": normalizers.BidirectionalSpectral,
+    "bssn": normalizers.BidirectionalSpectral,
+    "conv_sn": normalizers.ConvSpectral,
+}
+DENSE = normalizers.Matrix()
+
+
+def convolution(spatial_shape, strides=(1, 1), dilation_rate=(1, 1), **kwargs):
+    return normalizers.Convolution(
+        spatial_shape, strides, dilation_rate, **kwargs
+    )
+
+
+def gaussian(*shape, seed=0, magnitude=1.0):
+    kernel = np.random.default_rng(seed).normal(size=shape) * magnitude
+    return kernel.astype("float32")
+
+
+def tensor(x):
+    return ops.convert_to_tensor(x)
+
+
+def array(x):
+    return ops.convert_to_numpy(x)
+
+
+# References in float64.
+
+
+def top(matrix):
+    return np.linalg.norm(np.asarray(matrix, np.float64), 2)
+
+
+def largest_dft_entry(kernel, image):
+    return np.abs(
+        np.fft.fftn(kernel.astype("float64"), image, axes=(0, 1))
+    ).max()
+
+
+def bidirectional(kernel):
+    fan_in = kernel.reshape(-1, kernel.shape[-1])
+    fan_out = kernel.swapaxes(-1, -2).reshape(-1, kernel.shape[-2])
+    return (top(fan_in) + top(fan_out)) / 2
+
+
+def operator(kernel, image, strides, dilation=(1, 1), groups=1):
+    """The norm of a 2-D cyclic convolution, as a dense matrix."""
+    kernel = np.asarray(kernel, np.float64)
+    (h, w), (s, t) = image, strides
+    m, n = kernel.shape[2], kernel.shape[3] // groups
+    matrix = np.zeros((h // s, w // t, groups, n, h, w, groups, m))
+    for y, x in np.ndindex(h // s, w // t):
+        for a, b in np.ndindex(*kernel.shape[:2]):
+            row = (y * s + a * dilation[0]) % h
+            column = (x * t + b * dilation[1]) % w
+            for g in range(groups):
+                block = kernel[a, b, :, g * n : (g + 1) * n]
+                matrix[y, x, g, :, row, column, g] += block.T
+    return top(matrix.reshape(h // s * (w // t) * groups * n, -1))
+
+
+# Choosing one.
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_get_by_name(name):
+    normalizer = normalizers.get(name)
+    assert type(normalizer) is CLASSES[name]
+    assert normalizer.get_config() == CLASSES[name]().get_config()
+
+
+def test_defaults():
+    assert normalizers.SparsityAware().get_config() == {
+        "ratio": 1.0,
+        "gain": "auto",
+        "scale": 1.0,
+        "update_interval": 1,
+        "form": normalizers.SparsityAware().form,
+    }
+    for name in CLASSES:
+        normalizer = normalizers.get(name)
+        assert normalizer.scale == 1.0
+        assert normalizer.update_interval == 1
+        assert normalizer.form in ("divide", "project")
+        assert normalizer.differentiable == (name != "san")
+
+
+def test_get_none_and_objects():
+    assert normalizers.get(None) is None
+    for name in CLASSES:
+        normalizer = CLASSES[name](scale=2.0)
+        assert normalizers.get(normalizer) is normalizer
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        "SAN",
+        "",
+        "batch",
+        3,
+        1.0,
+        True,
+        (),
+        normalizers.Spectral,
+        {},
+        {"scale": 2.0},
+        {"class_name": "Nothing", "config": {}},
+        keras.saving.serialize_keras_object(keras.layers.Dense(3)),
+    ],
+    ids=str,
+)
+def test_get_unknown(unknown):
+    with pytest.raises(ValueError) as error:
+        normalizers.get(unknown)
+    assert "Unknown normalizer" in str(error.value)
+    assert "conv_sn" in str(error.value)
+    # A dict of a layer is reported as that layer.
+    if not isinstance(unknown, dict):
+        assert f"Received: normalizer={unknown!r}" in str(error.value)
+
+
+# Serialization.
+
+SETTINGS = [
+    {},
+    {"scale": 0.7},
+    {"scale": 3},
+    {"update_interval": 7},
+    {"form": "project"},
+    {"form": "project", "scale": 1.4},
+    {"form": "divide", "scale": 2.5, "update_interval": 2},
+]
+SAN_SETTINGS = [
+    {"ratio": 0.25},
+    {"ratio": 1},
+    {"gain": 1.3},
+    {"gain": 2, "form": "project"},
+    {"ratio": 0.5, "gain": 1.1, "scale": 0.1, "update_interval": 3},
+]
+
+
+@pytest.mark.parametrize(
+    "cls, settings",
+    [(c, s) for c in sorted(set(CLASSES.values()), key=str) for s in SETTINGS]
+    + [(normalizers.SparsityAware, s) for s in SAN_SETTINGS],
+)
+def test_serialization_round_trip(cls, settings):
+    normalizer = cls(**settings)
+    config = normalizer.get_config()
+    for key, value in settings.items():
+        assert config[key] == value
+        assert getattr(normalizer, key) == value
+    serialized = keras.saving.serialize_keras_object(normalizer)
+    serialized = json.loads(json.dumps(serialized))
+    for copy in [
+        cls.from_config(config),
+        keras.saving.deserialize_keras_object(serialized),
+        normalizers.get(serialized),
+        eval(repr(normalizer), vars(normalizers)),
+    ]:
+        assert type(copy) is cls
+        assert copy is not normalizer
+        assert copy.get_config() == config
+    assert serialized["registered_name"] == f"keras_san>{cls.__name__}"
+
+
+def test_a_bad_setting_in_a_config_is_reported():
+    serialized = keras.saving.serialize_keras_object(normalizers.Spectral())
+    serialized["config"]["scale"] = -3
+    with pytest.raises(ValueError, match="scale=-3"):
+        normalizers.get(serialized)
+
+
+# Bad settings.
+
+
+@pytest.mark.parametrize("cls", sorted(set(CLASSES.values()), key=str))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale": 0},
+        {"scale": 0.0},
+        {"scale": -1.5},
+        {"scale": float("nan")},
+        {"scale": float("inf")},
+        {"scale": "b"},
+        {"scale": None},
+        {"update_interval": 0},
+        {"update_interval": -2},
+        {"update_interval": 1.5},
+        {"update_interval": 2.0},
+        {"update_interval": "a"},
+        {"update_interval": None},
+        {"form": "x"},
+        {"form": None},
+        {"form": "Divide"},
+    ],
+    ids=repr,
+)
+def test_bad_settings(cls, settings):
+    [(name, value)] = settings.items()
+    with pytest.raises(ValueError) as error:
+        cls(**settings)
+    assert f"Received: {name}={value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ratio": 0},
+        {"ratio": 0.0},
+        {"ratio": -1},
+        {"ratio": 1.5},
+        {"ratio": float("nan")},
+        {"ratio": "a"},
+        {"ratio": None},
+        {"gain": 0},
+        {"gain": -1},
+        {"gain": float("nan")},
+        {"gain": float("inf")},
+        {"gain": "b"},
+        {"gain": None},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("form", ["divide", "project"])
+def test_bad_settings_of_san(settings, form):
+    [(name, value)] = settings.items()
+    with pytest.raises(ValueError) as error:
+        normalizers.SparsityAware(**settings, form=form)
+    assert f"Received: {name}={value!r}" in str(error.value)
+
+
+def test_project_measures_all_and_always():
+    with pytest.raises(ValueError) as error:
+        normalizers.SparsityAware(ratio=0.25, form="project")
+    assert "Received: ratio=0.25" in str(error.value)
+    for cls in CLASSES.values():
+        with pytest.raises(ValueError) as error:
+            cls(update_interval=2, form="project")
+        assert "Received: update_interval=2" in str(error.value)
+
+
+# Eq. 9.
+
+
+def test_gain_for():
+    def harmonic(n):
+        return math.fsum(1 / k for k in range(1, n + 1))
+
+    conv = convolution((8, 8))
+    shape = (3, 3, 16, 32)
+    san = normalizers.SparsityAware
+    expected = harmonic(512) / harmonic(128)
+    assert san(ratio=0.25).gain_for(shape, conv) == pytest.approx(expected)
+    assert san().gain_for(shape, conv) == 1.0
+    assert san(gain=1.3).gain_for(shape, conv) == 1.3
+    assert san(ratio=0.25, gain=1.3).gain_for(shape, conv) == 1.3
+    shape = (3, 3, 64, 64)
+    actual = san(ratio=0.25).gain_for(shape, conv)
+    assert actual == pytest.approx(1.185, abs=5e-4)
+    # Dense layers have no filters to choose from.
+    for settings in [{}, {"ratio": 0.25}, {"gain": 1.3}]:
+        assert san(**settings).gain_for((64, 32), DENSE) == 1.0
+    for name in ["sn", "bsn", "bssn", "conv_sn"]:
+        assert normalizers.get(name).gain_for(shape, conv) == 1.0
+
+
+# The norms.
+
+KERNEL = gaussian(3, 3, 4, 6)
+IMAGE = (6, 8)
+STRIDED = convolution(IMAGE, strides=(2, 1))
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("san", largest_dft_entry(KERNEL, IMAGE)),
+        ("sn", top(KERNEL.reshape(-1, 6))),
+        ("bsn", bidirectional(KERNEL)),
+        ("bssn", bidirectional(KERNEL)),
+        ("conv_sn", operator(KERNEL, IMAGE, (2, 1))),
+    ],
+)
+def test_norm_of_a_convolution(name, expected):
+    normalizer = normalizers.get(name)
+    norm = normalizer.norm(KERNEL, STRIDED)
+    assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
+    # One measurement from the start it gives itself is as good.
+    state = normalizer.start(KERNEL, STRIDED)
+    measured, new_state = normalizer.measure(KERNEL, STRIDED, state)
+    assert float(array(measured)) == pytest.approx(expected, rel=1e-5)
+    assert [tuple(u.shape) for u in new_state] == [
+        tuple(u.shape) for u in state
+    ]
+    assert len(state) == {"san": 0, "sn": 1, "conv_sn": 1}.get(name, 2)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_norm_of_a_dense_layer(name):
+    normalizer = normalizers.get(name)
+    kernel = gaussian(7, 5)
+    norm = normalizer.norm(kernel, DENSE)
+    assert float(array(norm)) == pytest.approx(top(kernel), rel=1e-5)
+    state = normalizer.start(kernel, DENSE)
+    assert [tuple(u.shape) for u in state] in ([(1, 5)], [(1, 5), (1, 5)])
+    measured, _ = normalizer.measure(kernel, DENSE, state)
+    assert float(array(measured)) == pytest.approx(top(kernel), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_norm_of_an_einsum(name):
+    # "abc,bdec->adec": c stands for separate matrices, b is summed over.
+    kernel = gaussian(3, 2, 4, 5)
+    geometry = normalizers.Matrix(inputs=(0,), outputs=(1, 2), batch=(3,))
+    expected = max(top(kernel[..., c].reshape(3, 8)) for c in range(5))
+    norm = normalizers.get(name).norm(kernel, geometry)
+    assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
+    matrices = array(geometry.matrices(tensor(kernel)))
+    np.testing.assert_array_equal(
+        matrices, np.einsum("bdec->cbde", kernel).reshape(5, 3, 8)
+    )
+
+
+def test_norm_of_a_transposed_convolution():
+    # The kernel is laid out (*kernel_size, out, in).
+    geometry = convolution(IMAGE, strides=(2, 1), transposed=True)
+    fan_in = KERNEL.swapaxes(2, 3).reshape(-1, 4)
+    for name, expected in [
+        ("san", largest_dft_entry(KERNEL, IMAGE)),
+        ("sn", top(fan_in)),
+        ("bsn", bidirectional(KERNEL)),
+        ("conv_sn", operator(KERNEL, IMAGE, (2, 1))),
+    ]:
+        norm = normalizers.get(name).norm(KERNEL, geometry)
+        assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_norm_of_a_depthwise_convolution():
+    # Each of the 4 channels has 6 filters of its own.
+    geometry = convolution(IMAGE, strides=(2, 1), groups=4, depthwise=True)
+    exact = max(
+        operator(KERNEL[:, :, i : i + 1], IMAGE, (2, 1)) for i in range(4)
+    )
+    flat = KERNEL.reshape(3, 3, 1, 24)
+    for name, expected in [
+        ("san", largest_dft_entry(KERNEL, IMAGE)),
+        ("sn", top(flat.reshape(9, 24))),
+        ("bsn", bidirectional(flat)),
+        ("conv_sn", exact),
+    ]:
+        norm = normalizers.get(name).norm(KERNEL, geometry)
+        assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_norm_of_a_grouped_and_dilated_convolution():
+    geometry = convolution(IMAGE, dilation_rate=(2, 3), groups=2)
+    expected = operator(KERNEL, IMAGE, (1, 1), (2, 3), groups=2)
+    norm = normalizers.get("conv_sn").norm(KERNEL, geometry)
+    assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
+    spread = np.zeros((*IMAGE, 4, 6))
+    for a, b in np.ndindex(3, 3):
+        spread[2 * a % IMAGE[0], 3 * b % IMAGE[1]] += KERNEL[a, b]
+    expected = np.abs(np.fft.fft2(spread, axes=(0, 1))).max()
+    norm = normalizers.get("san").norm(KERNEL, geometry)
+    assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_of_unknown_size():
+    geometry = convolution(None)
+    supremum = largest_dft_entry(KERNEL, (1024, 1024))
+    norm = float(array(normalizers.get("san").norm(KERNEL, geometry)))
+    assert 0.9975 * supremum <= norm <= supremum * (1 + 1e-5)
+    for method in ["norm", "matrices", "start"]:
+        with pytest.raises(ValueError, match="depends on the size"):
+            getattr(normalizers.get("conv_sn"), method)(KERNEL, geometry)
+
+
+def test_a_stride_that_does_not_divide():
+    geometry = convolution((6, 7), strides=(2, 2))
+    with pytest.raises(ValueError) as error:
+        normalizers.get("conv_sn").norm(KERNEL, geometry)
+    assert "Received: spatial_shape=(6, 7), strides=(2, 2)" in str(error.value)
+
+
+# The draw of a subset.
+
+
+def test_measuring_a_subset():
+    normalizer = normalizers.SparsityAware(ratio=0.25)
+    gains = np.abs(np.fft.fft2(KERNEL, IMAGE, axes=(0, 1))).max((0, 1))
+    geometry = convolution(IMAGE)
+    seen = set()
+    for seed in range(20):
+        sample = normalizer.draw(KERNEL.shape, geometry, seed)
+        chosen = array(sample)
+        assert chosen.shape == (6,)
+        expected = gains.ravel()[chosen].max()
+        norm, state = normalizer.measure(KERNEL, geometry, [], sample)
+        assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
+        assert state == []
+        seen.add(round(expected, 5))
+    assert len(seen) > 2
+
+
+def test_nothing_is_drawn_where_nothing_is_left_out():
+    geometry = convolution(IMAGE)
+    subset = normalizers.SparsityAware(ratio=0.25)
+    assert subset.draw((64, 32), DENSE, 0) is None
+    assert normalizers.SparsityAware().draw(KERNEL.shape, geometry, 0) is None
+    for name in ["sn", "bsn", "conv_sn"]:
+        assert normalizers.get(name).draw(KERNEL.shape, geometry, 0) is None
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", CLASSES)
+def test_bad_numbers_are_never_hidden(name, bad):
+    normalizer = normalizers.get(name)
+    state = normalizer.start(KERNEL, STRIDED)
+    broken = KERNEL.copy()
+    broken[1, 1, 2, 3] = bad
+    assert np.isnan(array(normalizer.norm(broken, STRIDED)))
+    norm, _ = normalizer.measure(broken, STRIDED, state)
+    assert np.isnan(array(norm))
+
+
+def test_bad_numbers_outside_of_the_subset_are_never_hidden():
+    normalizer = normalizers.SparsityAware(ratio=0.25)
+    broken = KERNEL.copy()
+    broken[1, 1, 2, 3] = np.nan
+    for seed in range(8):
+        sample = normalizer.draw(KERNEL.shape, STRIDED, seed)
+        assert np.isnan(array(normalizer.norm(broken, STRIDED, sample)))
+
+
+# Dividing.
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_the_divided_kernel_has_the_norm_that_was_asked_for(name, scale):
+    normalizer = CLASSES[name](scale=scale)
+    for kernel, geometry in [(KERNEL, STRIDED), (gaussian(7, 5), DENSE)]:
+        norm = normalizer.norm(kernel, geometry)
+        divided = array(normalizer.divide(tensor(kernel), geometry, norm))
+        assert divided.dtype == np.float32
+        after = float(array(normalizer.norm(divided, geometry)))
+        assert after == pytest.approx(scale, rel=1e-5)
+        factor = divided.ravel() @ kernel.ravel() / np.square(kernel).sum()
+        np.testing.assert_allclose(divided, kernel * factor, rtol=1e-4)
+
+
+def test_the_gain_divides_further():
+    normalizer = normalizers.SparsityAware(gain=1.25, scale=2.0)
+    divided = normalizer.divide(tensor(KERNEL), STRIDED, tensor(4.0))
+    np.testing.assert_allclose(array(divided), KERNEL * 0.4, rtol=1e-6)
+    kernel = gaussian(7, 5)
+    divided = normalizer.divide(tensor(kernel), DENSE, tensor(4.0))
+    np.testing.assert_allclose(array(divided), kernel * 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_zero_kernel_stays_zero(name):
+    normalizer = normalizers.get(name)
+    for kernel, geometry in [
+        (np.zeros((3, 3, 4, 6), "float32"), STRIDED),
+        (np.zeros((7, 5), "float32"), DENSE),
+    ]:
+        state = normalizer.start(kernel, geometry)
+        for u in state:
+            np.testing.assert_allclose(
+                np.linalg.norm(array(u), axis=-1), 1.0, rtol=1e-5
+            )
+        norm, new_state = normalizer.measure(kernel, geometry, state)
+        assert float(array(norm)) == 0.0
+        for u, new_u in zip(state, new_state):
+            np.testing.assert_array_equal(array(new_u), array(u))
+        divided = array(normalizer.divide(tensor(kernel), geometry, norm))
+        np.testing.assert_array_equal(divided, kernel)
+
+
+# Warm-started measurement.
+
+
+@pytest.mark.parametrize("name", ["sn", "bsn", "conv_sn"])
+def test_measurement_follows_a_changed_kernel(name):
+    normalizer = normalizers.get(name)
+    state = normalizer.start(KERNEL, STRIDED)
+    changed = KERNEL + 0.3 * gaussian(3, 3, 4, 6, seed=1)
+    exact = float(array(normalizer.norm(changed, STRIDED)))
+    values = []
+    for _ in range(100):
+        norm, state = normalizer.measure(changed, STRIDED, state)
+        values.append(float(array(norm)))
+    assert max(values) <= exact * (1 + 1e-5)
+    assert values[0] >= 0.8 * exact
+    assert values[-1] == pytest.approx(exact, rel=1e-4)
+
+
+# The linearized norm.
+
+
+def value_and_gradient(function, x):
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = function(x)
+        gradient = tape.gradient(value, x)
+    elif BACKEND == "jax":
+        import jax
+
+        value, gradient = jax.value_and_grad(function)(x)
+    else:
+        import torch
+
+        x = torch.tensor(x, requires_grad=True)
+        value = function(x)
+        value.backward()
+        value, gradient = value.detach(), x.grad
+    return float(array(value)), array(gradient)
+
+
+def finite_differences(function, x, step=1e-5):
+    x = np.asarray(x, np.float64)
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(*x.shape):
+        shift = np.zeros_like(x)
+        shift[index] = step
+        gradient[index] = (function(x + shift) - function(x - shift)) / (
+            2 * step
+        )
+    return gradient
+
+
+SMALL = gaussian(3, 2, 2, 3, seed=3)
+MATRIX = gaussian(6, 4, seed=3)
+
+
+@pytest.mark.parametrize(
+    "name, kernel, geometry, norm",
+    [
+        ("san", MATRIX, DENSE, top),
+        ("sn", MATRIX, DENSE, top),
+        ("bsn", MATRIX, DENSE, top),
+        ("conv_sn", MATRIX, DENSE, top),
+        (
+            "sn",
+            SMALL,
+            convolution((4, 4)),
+            lambda k: top(k.reshape(-1, 3)),
+        ),
+        (
+            "sn",
+            SMALL,
+            convolution((4, 4), transposed=True),
+            lambda k: top(k.swapaxes(2, 3).reshape(-1, 2)),
+        ),
+        ("bsn", SMALL, convolution((4, 4)), bidirectional),
+        (
+            "conv_sn",
+            SMALL,
+            convolution((4, 4)),
+            lambda k: operator(k, (4, 4), (1, 1)),
+        ),
+        (
+            "conv_sn",
+            SMALL,
+            convolution((4, 6), strides=(2, 1)),
+            lambda k: operator(k, (4, 6), (2, 1)),
+        ),
+        (
+            "conv_sn",
+            SMALL,
+            convolution((4, 2), groups=2, depthwise=True),
+            lambda k: max(
+                operator(k[:, :, i : i + 1], (4, 2), (1, 1)) for i in (0, 1)
+            ),
+        ),
+        (
+            "san",
+            gaussian(2, 3, 4, seed=5),
+            normalizers.Matrix(inputs=(1,), outputs=(2,), batch=(0,)),
+            lambda k: max(top(k[0]), top(k[1])),
+        ),
+    ],
+)
+def test_linearized_has_value_and_gradient_of_the_norm(
+    name, kernel, geometry, norm
+):
+    normalizer = normalizers.get(name)
+    state = normalizer.start(kernel, geometry)
+    for _ in range(50):
+        _, state = normalizer.measure(kernel, geometry, state)
+
+    def linearized(kernel):
+        return normalizer.linearized(kernel, geometry, state)
+
+    value, gradient = value_and_gradient(linearized, kernel)
+    assert value == pytest.approx(norm(kernel.astype("float64")), rel=1e-5)
+    expected = finite_differences(norm, kernel)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradient_of_the_linearized_norm_is_linear_in_the_kernel():
+    # With u and v held fixed, Euler's identity holds at any kernel, and the
+    # gradient is the rank one matrix v u'.
+    normalizer = normalizers.Spectral()
+    u = np.array([[0.6, 0.8, 0.0, 0.0]], "float32")
+
+    def linearized(kernel):
+        return normalizer.linearized(kernel, DENSE, [u])
+
+    value, gradient = value_and_gradient(linearized, MATRIX)
+    v = MATRIX @ u[0] / np.linalg.norm(MATRIX @ u[0])
+    assert value == pytest.approx(v @ MATRIX @ u[0], rel=1e-5)
+    np.testing.assert_allclose(
+        gradient, np.outer(v, u[0]), rtol=1e-5, atol=1e-6
+    )

@@ -1,0 +1,282 @@
+"""`keras_san.padding` against `numpy.pad(mode="wrap")`."""
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from keras import ops
+
+from keras_san.padding import circular_amounts, circular_pad
+
+BACKEND = keras.config.backend()
+
+# What torch hands to NumPy 2 in `convert_to_numpy`.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept:DeprecationWarning"
+)
+
+only_on_tensorflow = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="Only TensorFlow has unknown sizes."
+)
+
+
+def property_test(function):
+    return hypothesis.settings(
+        # JAX compiles every operation anew for each new shape.
+        max_examples=30 if BACKEND == "jax" else 150,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )(function)
+
+
+def images(spatial, data_format="channels_last", seed=0):
+    shape = (2, *spatial, 3)
+    if data_format == "channels_first":
+        shape = (2, 3, *spatial)
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def wrapped(inputs, amounts, data_format="channels_last"):
+    pairs = [(0, 0), *amounts, (0, 0)]
+    if data_format == "channels_first":
+        pairs = [(0, 0), (0, 0), *amounts]
+    return np.pad(inputs, pairs, mode="wrap")
+
+
+@pytest.mark.parametrize(
+    "kernel_size, dilation_rate, expected",
+    [
+        ((), (), ()),
+        ((1,), (1,), ((0, 0),)),
+        ((1,), (5,), ((0, 0),)),
+        ((2,), (1,), ((0, 1),)),  # the extra pixel goes after
+        ((3,), (1,), ((1, 1),)),
+        ((4,), (1,), ((1, 2),)),
+        ((4,), (3,), ((4, 5),)),
+        ((4,), (2,), ((3, 3),)),
+        ((3, 4), (1, 1), ((1, 1), (1, 2))),
+        ((3, 2), (2, 3), ((2, 2), (1, 2))),
+        ((3, 1, 6), (1, 2, 1), ((1, 1), (0, 0), (2, 3))),
+    ],
+)
+def test_circular_amounts(kernel_size, dilation_rate, expected):
+    assert circular_amounts(kernel_size, dilation_rate) == expected
+
+
+@property_test
+@hypothesis.given(
+    st.lists(
+        st.tuples(st.integers(1, 9), st.integers(1, 4)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_circular_amounts_add_up(axes):
+    kernel_size, dilation_rate = zip(*axes)
+    amounts = circular_amounts(kernel_size, dilation_rate)
+    for k, d, (before, after) in zip(kernel_size, dilation_rate, amounts):
+        assert before + after == (k - 1) * d
+        assert after - before in (0, 1)
+
+
+@property_test
+@hypothesis.given(
+    st.lists(
+        st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(0, 3)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from(["channels_last", "channels_first"]),
+)
+def test_circular_pad_is_numpy_wrap(axes, data_format):
+    amounts = circular_amounts([k for k, _, _ in axes], [d for _, d, _ in axes])
+    # From the smallest image that can be padded so, to 3 pixels more.
+    spatial = [max(1, *pair) + x for pair, (_, _, x) in zip(amounts, axes)]
+    inputs = images(spatial, data_format)
+    outputs = circular_pad(inputs, amounts, data_format)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(outputs), wrapped(inputs, amounts, data_format)
+    )
+
+
+@pytest.mark.parametrize("amounts", [((0, 3), (2, 0)), ((1, 4), (5, 5))])
+def test_circular_pad_takes_any_amounts(amounts):
+    inputs = images((4, 5))
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(circular_pad(inputs, amounts, "channels_last")),
+        wrapped(inputs, amounts),
+    )
+
+
+def test_circular_pad_by_nothing():
+    inputs = images((4, 5))
+    outputs = circular_pad(inputs, ((0, 0), (0, 0)), "channels_last")
+    np.testing.assert_array_equal(ops.convert_to_numpy(outputs), inputs)
+
+
+def test_circular_pad_follows_the_configured_data_format():
+    before = keras.config.image_data_format()
+    try:
+        for data_format in ["channels_first", "channels_last"]:
+            keras.config.set_image_data_format(data_format)
+            inputs = images((4, 5), data_format)
+            np.testing.assert_array_equal(
+                ops.convert_to_numpy(circular_pad(inputs, ((1, 1), (1, 2)))),
+                wrapped(inputs, ((1, 1), (1, 2)), data_format),
+            )
+    finally:
+        keras.config.set_image_data_format(before)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32"])
+def test_circular_pad_keeps_the_dtype(dtype):
+    inputs = ops.cast(np.arange(5).reshape(1, 5, 1), dtype)
+    outputs = circular_pad(inputs, ((2, 1),), "channels_last")
+    assert keras.backend.standardize_dtype(outputs.dtype) == dtype
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(ops.cast(outputs, "float32")).ravel(),
+        [3, 4, 0, 1, 2, 3, 4, 0],
+    )
+
+
+@pytest.mark.parametrize(
+    "spatial, amounts, quoted",
+    [
+        ((3,), ((4, 0),), "padding=(4, 0) on axis 1 of inputs"),
+        ((3,), ((0, 4),), "padding=(0, 4) on axis 1 of inputs"),
+        ((8, 2), ((2, 2), (2, 3)), "padding=(2, 3) on axis 2 of inputs"),
+        ((1, 9), ((2, 2), (1, 1)), "padding=(2, 2) on axis 1 of inputs"),
+        (
+            (4, 4, 4),
+            ((0, 0), (1, 1), (5, 5)),
+            "padding=(5, 5) on axis 3 of inputs",
+        ),
+    ],
+)
+def test_a_pad_wider_than_the_image(spatial, amounts, quoted):
+    with pytest.raises(ValueError) as error:
+        circular_pad(images(spatial), amounts, "channels_last")
+    assert f"Received: {quoted}" in str(error.value)
+
+
+def test_a_pad_wider_than_the_image_with_channels_first():
+    inputs = images((4, 2), "channels_first")
+    with pytest.raises(ValueError, match=r"padding=\(3, 3\) on axis 3 of"):
+        circular_pad(inputs, ((1, 1), (3, 3)), "channels_first")
+    # 3 channels are enough for nothing: the axis counted is the right one.
+    inputs = images((4, 4), "channels_first")
+    circular_pad(inputs, ((4, 4), (4, 4)), "channels_first")
+
+
+def test_the_error_quotes_the_image():
+    with pytest.raises(ValueError) as error:
+        circular_pad(images((2, 8)), ((3, 3), (1, 1)), "channels_last")
+    assert "(2, 2, 8, 3)" in str(error.value)
+    # Also when an axis before it has been padded already.
+    with pytest.raises(ValueError) as error:
+        circular_pad(images((8, 2)), ((3, 3), (3, 3)), "channels_last")
+    assert "(2, 8, 2, 3)" in str(error.value)
+
+
+def test_symbolic_images_of_unknown_size():
+    inputs = keras.Input((None, 6, 3))
+    outputs = keras.layers.Lambda(
+        lambda x: circular_pad(x, ((1, 2), (2, 2)), "channels_last")
+    )(inputs)
+    assert outputs.shape == (None, None, 10, 3)
+    model = keras.Model(inputs, outputs)
+    for height in [2, 5]:
+        x = images((height, 6))
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(model(x)), wrapped(x, ((1, 2), (2, 2)))
+        )
+
+
+@only_on_tensorflow
+def test_unknown_sizes_in_a_graph():
+    import tensorflow as tf
+
+    traces = []
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, None, 3), "float32")]
+    )
+    def pad(x):
+        traces.append(x.shape)
+        return circular_pad(x, ((2, 3), (1, 0)), "channels_last")
+
+    for spatial in [(3, 1), (4, 7), (16, 16)]:
+        x = images(spatial)
+        np.testing.assert_array_equal(
+            pad(x).numpy(), wrapped(x, ((2, 3), (1, 0)))
+        )
+    with pytest.raises(tf.errors.InvalidArgumentError) as error:
+        pad(images((2, 7)))
+    assert "Received: padding=(2, 3) on axis 1" in str(error.value)
+    assert len(traces) == 1
+
+
+@only_on_tensorflow
+def test_known_sizes_in_a_graph():
+    import tensorflow as tf
+
+    for jit_compile in [False, True]:
+        pad = tf.function(
+            lambda x: circular_pad(x, ((2, 3), (1, 0)), "channels_last"),
+            jit_compile=jit_compile,
+            autograph=False,
+        )
+        x = images((3, 4))
+        np.testing.assert_array_equal(
+            pad(x).numpy(), wrapped(x, ((2, 3), (1, 0)))
+        )
+        with pytest.raises(ValueError, match=r"padding=\(2, 3\) on axis 1"):
+            pad(images((2, 4)))
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="jax.jit")
+def test_circular_pad_under_jit():
+    import jax
+
+    pad = jax.jit(lambda x: circular_pad(x, ((2, 3), (1, 0)), "channels_last"))
+    x = images((3, 4))
+    np.testing.assert_array_equal(
+        np.asarray(pad(x)), wrapped(x, ((2, 3), (1, 0)))
+    )
+    with pytest.raises(ValueError, match=r"padding=\(2, 3\) on axis 1"):
+        pad(images((2, 4)))
+
+
+def test_circular_pad_carries_gradients():
+    # Each pixel's gradient sums over the places where it was copied to.
+    x = np.arange(4, dtype="float32").reshape(1, 4, 1)
+    weights = np.arange(1, 9, dtype="float32").reshape(1, 8, 1)
+
+    def loss(x):
+        return ops.sum(circular_pad(x, ((1, 3),), "channels_last") * weights)
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        x = tf.Variable(x)
+        with tf.GradientTape() as tape:
+            value = loss(x)
+        gradient = tape.gradient(value, x).numpy()
+    elif BACKEND == "jax":
+        import jax
+
+        gradient = np.asarray(jax.grad(loss)(x))
+    else:
+        import torch
+
+        weights = torch.tensor(weights)
+        x = torch.tensor(x, requires_grad=True)
+        loss(x).backward()
+        gradient = x.grad.numpy()
+    # Outputs: 3 | 0 1 2 3 | 0 1 2.
+    np.testing.assert_allclose(
+        gradient.ravel(), [2 + 6, 3 + 7, 4 + 8, 1 + 5], rtol=1e-6
+    )
