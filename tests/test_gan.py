@@ -1,0 +1,433 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, to_numpy
+from keras import layers, ops
+
+import keras_san
+from keras_san import GAN, SANConv2D, SANDense, losses, normalizers
+
+pytestmark = pytest.mark.skipif(
+    BACKEND == "torch",
+    reason="GAN trains on tensorflow and jax; .ci/run runs these tests there",
+)
+
+
+def make_networks(normalizer="san", channels=1, num_classes=None):
+    keras.utils.set_random_seed(0)
+    latents = keras.Input((5,))
+    x = layers.Dense(4 * 4 * 4)(latents)
+    labels = []
+    if num_classes:
+        labels = [keras.Input((), dtype="int32")]
+        x = layers.Add()([x, layers.Embedding(num_classes, 64)(labels[0])])
+    x = layers.Reshape((4, 4, 4))(x)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Conv2DTranspose(channels, 4, 2, "same", activation="tanh")(x)
+    generator = keras.Model([latents, *labels] if labels else latents, x)
+
+    images = keras.Input((8, 8, channels))
+    y = SANConv2D(4, 3, normalizer=normalizer, name="first")(images)
+    y = SANConv2D(4, 4, 2, normalizer=normalizer)(layers.LeakyReLU(0.1)(y))
+    y = layers.Flatten()(layers.LeakyReLU(0.1)(y))
+    if num_classes:
+        labels = [keras.Input((), dtype="int32")]
+        y = layers.Concatenate()(
+            [y, layers.Embedding(num_classes, 4)(labels[0])]
+        )
+    y = SANDense(1, normalizer=normalizer)(y)
+    critic = keras.Model([images, *labels] if labels else images, y)
+    return generator, critic
+
+
+def make_gan(normalizer="san", num_classes=None, compile=True, **kwargs):
+    networks = make_networks(normalizer, num_classes=num_classes)
+    gan = GAN(
+        *networks, latent_dim=5, seed=1, num_classes=num_classes, **kwargs
+    )
+    if compile:
+        gan.compile(
+            keras.optimizers.Adam(1e-2, 0.5, 0.9),
+            keras.optimizers.Adam(1e-2, 0.5, 0.9),
+        )
+    return gan
+
+
+def some_images(n=32):
+    return (
+        np.random.default_rng(0).uniform(-1, 1, (n, 8, 8, 1)).astype("float32")
+    )
+
+
+def fit(gan, images=None, **kwargs):
+    settings = {"batch_size": 8, "verbose": 0, "shuffle": False, **kwargs}
+    images = some_images() if images is None else images
+    return gan.fit(images, **settings).history
+
+
+@pytest.mark.parametrize("loss", ["hinge", "wasserstein", "non_saturating"])
+def test_losses(loss):
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(2, 7, 1)) * 2
+    expected = {
+        "hinge": (
+            np.maximum(0, 1 - real).mean() + np.maximum(0, 1 + fake).mean(),
+            -fake.mean(),
+        ),
+        "wasserstein": (fake.mean() - real.mean(), -fake.mean()),
+        "non_saturating": (
+            np.log1p(np.exp(-real)).mean() + np.log1p(np.exp(fake)).mean(),
+            np.log1p(np.exp(-fake)).mean(),
+        ),
+    }[loss]
+    found = losses.get(loss)
+    real, fake = (ops.convert_to_tensor(x, "float32") for x in (real, fake))
+    np.testing.assert_allclose(found.critic(real, fake), expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found.generator(fake), expected[1], rtol=1e-5)
+    config = keras.saving.serialize_keras_object(found)
+    assert type(losses.get(config)) is type(found)
+
+
+def test_unknown_loss():
+    with pytest.raises(ValueError, match="Received: loss='hing'"):
+        losses.get("hing")
+
+
+@pytest.mark.parametrize("form", ["divide", "project"])
+@pytest.mark.parametrize("normalizer", ["san", "sn", "bssn", "conv_sn", None])
+def test_fit_moves_both_networks(normalizer, form):
+    if normalizer is not None:
+        cls = type(normalizers.get(normalizer))
+        normalizer = cls(form=form)
+    gan = make_gan(normalizer)
+    before = [to_numpy(v) for v in gan.trainable_variables]
+    history = fit(gan, epochs=2)
+    assert all(len(v) == 2 and np.isfinite(v).all() for v in history.values())
+    np.testing.assert_allclose(
+        history["loss"],
+        np.add(history["critic_loss"], history["generator_loss"]),
+        rtol=1e-5,
+    )
+    for variable, value in zip(gan.trainable_variables, before):
+        # With all images inside of the hinge's margin, the last bias moves
+        # the losses of real and generated ones by opposite amounts.
+        if variable.shape != (1,):
+            moved = np.abs(to_numpy(variable) - value).max()
+            assert moved > 1e-4, variable.path
+
+
+def test_a_step_is_what_the_docstring_says():
+    """One step against the same step by hand, pass by pass."""
+    gan, hand = make_gan("sn"), make_gan("sn")
+    images = some_images(8)
+    fit(gan, images)
+
+    norms = [n for layer in hand.critic.layers for n in norms_of(layer)]
+
+    def vectors():
+        return [to_numpy(n.vectors[0]) for n in norms]
+
+    hand_data = ops.convert_to_tensor(images)
+    before = vectors()
+    if BACKEND == "tensorflow":
+        hand.step(hand_data)
+    else:
+        hand.fit(images, batch_size=8, verbose=0)
+    # One power iteration on the weights as they were before the update.
+    fresh = make_gan("sn")
+    for norm, start, after in zip(
+        [n for layer in fresh.critic.layers for n in norms_of(layer)],
+        before,
+        vectors(),
+    ):
+        kernel = to_numpy(norm.get_kernel())
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        u = matrix.T @ (matrix @ start[0])
+        np.testing.assert_allclose(
+            after[0], u / np.linalg.norm(u), rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            to_numpy(norm.norm), np.linalg.norm(matrix, 2), rtol=1e-4
+        )
+
+
+def norms_of(layer):
+    return getattr(layer, "kernel_norms", [])
+
+
+def test_norms_are_measured_once_for_each_critic_update():
+    gan = make_gan(
+        normalizers.SparsityAware(update_interval=1000), critic_steps=3
+    )
+    fit(gan, batch_size=12)  # Two whole batches, one of 8, of 3 updates each.
+    counter = gan.critic.get_layer("first").kernel_norms[0].counter
+    assert int(to_numpy(counter)) == 9
+    assert int(to_numpy(gan.critic_optimizer.iterations)) == 9
+    assert int(to_numpy(gan.generator_optimizer.iterations)) == 3
+
+
+def test_the_average_follows_the_generator():
+    gan = make_gan(ema=0.5)
+    start = [to_numpy(w) for w in gan.generator.weights]
+    fit(gan, some_images(8))  # One step: decay min(0.5, 2 / 11).
+    decay = 2 / 11
+    for first, now, average in zip(
+        start, gan.generator.weights, gan.averaged_generator.weights
+    ):
+        np.testing.assert_allclose(
+            to_numpy(average),
+            decay * first + (1 - decay) * to_numpy(now),
+            rtol=1e-4,
+            atol=1e-6,
+        )
+    assert not gan.averaged_generator.trainable_variables
+
+
+def test_generate_leaves_training_alone():
+    gan = make_gan(ema=0.9)
+    fit(gan)
+    state = to_numpy(gan.seed_generator.state)
+    weights = [to_numpy(w) for w in gan.weights]
+    images = gan.generate(5, seed=3, batch_size=2)
+    assert images.shape == (5, 8, 8, 1) and images.dtype == "float32"
+    assert np.abs(images).max() <= 1.0
+    np.testing.assert_allclose(
+        images, gan.generate(5, seed=3), rtol=1e-5, atol=1e-6
+    )
+    assert np.abs(images - gan.generate(5, seed=4)).max() > 0.01
+    assert np.abs(gan.generate(5) - gan.generate(5)).max() > 0.01
+    latents = np.random.default_rng(3).standard_normal((5, 5), dtype="float32")
+    np.testing.assert_allclose(
+        images, to_numpy(gan.averaged_generator(latents)), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(to_numpy(gan.seed_generator.state), state)
+    for weight, value in zip(gan.weights, weights):
+        np.testing.assert_array_equal(to_numpy(weight), value)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_loaded_gan_trains_on_as_if_nothing_had_been(ema, tmp_path):
+    gan = make_gan("sn", ema=ema)
+    fit(gan)
+    path = str(tmp_path / "gan.keras")
+    gan.save(path)
+    loaded = keras.saving.load_model(path)
+    assert loaded.get_config()["ema"] == ema
+    np.testing.assert_array_equal(
+        gan.generate(3, seed=0), loaded.generate(3, seed=0)
+    )
+    expected, found = fit(gan, epochs=2), fit(loaded, epochs=2)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
+    for ours, theirs in zip(gan.weights, loaded.weights):
+        np.testing.assert_allclose(
+            to_numpy(ours), to_numpy(theirs), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_class_conditional():
+    gan = make_gan(num_classes=3)
+    images = some_images()
+    labels = np.arange(32) % 3
+    gan.fit(images, labels, batch_size=8, verbose=0)
+    assert gan.generate(4, labels=[0, 1, 2, 0]).shape == (4, 8, 8, 1)
+    one, two = (gan.generate(1, labels=[i], seed=0) for i in (0, 1))
+    assert np.abs(one - two).max() > 1e-4
+    with pytest.raises(ValueError, match="4 ints from 0 to 2"):
+        gan.generate(4, labels=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match="no labels, with num_classes=3"):
+        fit(gan)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(dtype):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        gan = make_gan()
+    finally:
+        keras.config.set_dtype_policy(before)
+    scaled = isinstance(
+        gan.critic_optimizer, keras.optimizers.LossScaleOptimizer
+    )
+    assert scaled == (dtype == "mixed_float16")
+    assert isinstance(
+        gan.generator_optimizer, keras.optimizers.LossScaleOptimizer
+    ) == (dtype == "mixed_float16")
+    history = fit(gan, epochs=3)
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_jit_is_close_to_eager():
+    """XLA draws other latents, so only the first update can be compared."""
+    histories = []
+    for settings in ({"run_eagerly": True}, {"jit_compile": True}):
+        gan = make_gan(compile=False)
+        gan.compile(**settings)
+        histories.append(fit(gan, some_images(8)))
+    for name in ("critic_loss", "real_logit"):
+        np.testing.assert_allclose(
+            histories[0][name], histories[1][name], atol=0.02
+        )
+
+
+def test_several_steps_per_execution():
+    gan, other = make_gan(), make_gan(compile=False)
+    other.compile(
+        keras.optimizers.Adam(1e-2, 0.5, 0.9),
+        keras.optimizers.Adam(1e-2, 0.5, 0.9),
+        steps_per_execution=2,
+    )
+    expected, found = fit(gan), fit(other)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+
+
+def test_divergence_stops_fit_and_names_the_layer():
+    gan = make_gan()
+    kernel = gan.critic.get_layer("first").kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    with pytest.raises(Exception, match="first.*"):
+        fit(gan)
+
+
+def test_own_optimizers():
+    gan = make_gan(compile=False)
+    gan.compile("sgd", "rmsprop")
+    assert isinstance(gan.optimizer, keras.optimizers.SGD)
+    assert gan.optimizer is gan.generator_optimizer
+    assert isinstance(gan.critic_optimizer, keras.optimizers.RMSprop)
+    gan.compile()
+    assert gan.optimizer.get_config()["beta_2"] == 0.9
+    shared = keras.optimizers.Adam()
+    with pytest.raises(ValueError, match="an optimizer each"):
+        gan.compile(shared, shared)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latent_dim": 6}, "latent_dim=6"),
+        ({"critic_steps": 0}, "critic_steps=0"),
+        ({"critic_steps": 1.5}, "critic_steps=1.5"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"num_classes": 3}, "num_classes=3"),
+        ({"loss": "l2"}, "loss='l2'"),
+    ],
+)
+def test_bad_settings(settings, message):
+    generator, critic = make_networks()
+    with pytest.raises(ValueError, match=f"Received: .*{message}"):
+        GAN(generator, critic, **{"latent_dim": 5, **settings})
+
+
+def test_bad_networks():
+    generator, critic = make_networks()
+    with pytest.raises(ValueError, match="generator=None"):
+        GAN(None, critic, latent_dim=5)
+    with pytest.raises(ValueError, match="built"):
+        GAN(generator, keras.Sequential([layers.Dense(1)]), latent_dim=5)
+    _, other = make_networks(channels=3)
+    with pytest.raises(ValueError, match="must take the images"):
+        GAN(generator, other, latent_dim=5)
+
+
+def test_bad_data():
+    gan = make_gan(critic_steps=4)
+    with pytest.raises(ValueError, match=r"shape \(.*, 9, 8, 1\)"):
+        fit(gan, np.zeros((8, 9, 8, 1), "float32"))
+    images = ops.convert_to_tensor(some_images(2))
+    with pytest.raises(ValueError, match="batch of 2 with critic_steps=4"):
+        gan.step(images)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import keras, numpy as np, os, signal
+import test_gan
+
+class KillAt(keras.callbacks.Callback):
+    # Too late for a backup of this epoch, in the middle of it.
+    def on_train_batch_end(self, batch, logs=None):
+        if {kill} and int(self.model.optimizer.iterations.numpy()) == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+gan = test_gan.make_gan("sn", ema=0.9)
+backup = keras.callbacks.BackupAndRestore({backup!r}, delete_checkpoint=False)
+history = test_gan.fit(gan, epochs=4, callbacks=[backup, KillAt()])
+np.savez({result!r}, *[w.numpy() for w in gan.weights], **history)
+"""
+
+
+def test_a_killed_training_resumes_as_if_it_had_not_been(tmp_path):
+    def run(name, kill, backup):
+        script = textwrap.dedent(KILLED).format(
+            tests=os.path.dirname(os.path.abspath(__file__)),
+            kill=kill,
+            backup=str(tmp_path / backup),
+            result=str(tmp_path / f"{name}.npz"),
+        )
+        return subprocess.run([sys.executable, "-c", script]).returncode
+
+    assert run("whole", False, "a") == 0
+    assert run("killed", True, "b") == -signal.SIGKILL
+    assert not (tmp_path / "killed.npz").exists()
+    assert run("resumed", False, "b") == 0
+    whole = np.load(tmp_path / "whole.npz")
+    resumed = np.load(tmp_path / "resumed.npz")
+    for name in whole.files:
+        found = whole[name]
+        if name in ("loss", "critic_loss", "generator_loss"):
+            found = found[2:]  # Epochs 3 and 4 are what was left to train.
+        elif not name.startswith("arr_"):
+            continue
+        np.testing.assert_allclose(
+            resumed[name], found, rtol=1e-5, atol=1e-6, err_msg=name
+        )
+
+
+def test_export_needs_no_keras_san(tmp_path):
+    gan = make_gan(ema=0.9)
+    fit(gan)
+    if BACKEND != "tensorflow":
+        pytest.importorskip(
+            "tensorflow", reason="SavedModels are TensorFlow's; runs there"
+        )
+    path = str(tmp_path / "generator")
+    gan.averaged_generator.export(path, verbose=False)
+    latents = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    np.save(tmp_path / "latents.npy", latents)
+    script = f"""
+import sys
+sys.modules["keras_san"] = None
+import numpy as np, tensorflow as tf
+model = tf.saved_model.load({path!r})
+latents = np.load({str(tmp_path / "latents.npy")!r})
+np.save({str(tmp_path / "images.npy")!r}, model.serve(latents).numpy())
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "images.npy"),
+        to_numpy(gan.averaged_generator(latents)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_strip_critic():
+    gan = make_gan()
+    fit(gan)
+    plain = keras_san.strip(gan.critic)
+    images = some_images()
+    np.testing.assert_allclose(
+        plain.predict(images, verbose=0),
+        gan.critic.predict(images, verbose=0),
+        atol=1e-5,
+    )
