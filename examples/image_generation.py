@@ -107,8 +107,6 @@ def main(argv=None):
         download=args.download,
         resize=args.resize,
     )
-    start_epoch = open_run(run, args)
-
     keras.utils.set_random_seed(args.seed)
     _, height, width, channels = images.images.shape
     if height != width:
@@ -131,6 +129,7 @@ def main(argv=None):
         return keras.optimizers.Adam(args.learning_rate, beta_1=0.5, beta_2=0.9)
 
     gan.compile(adam(), adam())
+    start_epoch = open_run(run, args)
     batches = data.batches(
         images,
         args.batch_size * args.critic_steps,

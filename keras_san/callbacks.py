@@ -50,23 +50,27 @@ class SampleGrid(keras.callbacks.Callback):
             )
 
 
-def image_grid(images, columns):
+def image_grid(images, columns, gap=1):
     """One image of many.
 
     Args:
         images: Array `(n, height, width, channels)` in [-1, 1].
-        columns: Int. The last row is filled up with black.
+        columns: Int. The last row is filled up with grey.
+        gap: Int, the pixels of grey around each image.
 
     Returns:
-        A uint8 array `(rows * height, columns * width, channels)`.
+        A uint8 array `(rows * (height + gap) + gap,
+        columns * (width + gap) + gap, channels)`.
     """
     n, height, width, channels = images.shape
     rows = math.ceil(n / columns)
-    grid = np.zeros((rows * columns, height, width, channels), "uint8")
-    grid[:n] = np.clip(np.round((images + 1.0) * 127.5), 0, 255)
+    height, width = height + gap, width + gap
+    grid = np.full((rows * columns, height, width, channels), 64, "uint8")
+    grid[:n, gap:, gap:] = np.clip(np.round((images + 1.0) * 127.5), 0, 255)
     grid = grid.reshape(rows, columns, height, width, channels)
     grid = grid.transpose(0, 2, 1, 3, 4)
-    return grid.reshape(rows * height, columns * width, channels)
+    grid = grid.reshape(rows * height, columns * width, channels)
+    return np.pad(grid, ((0, gap), (0, gap), (0, 0)), constant_values=64)
 
 
 class TrainingLog(keras.callbacks.Callback):
@@ -118,10 +122,11 @@ def kernel_norms(model):
         for layer in flatten_layers(model)
         if isinstance(layer, KernelNormalization)
     ]
+    place = {id(weight): i for i, weight in enumerate(model.weights)}
+    found.sort(key=lambda norm: place[id(norm.get_kernel())])
     owners = [norm.owner for norm in found]
     result = {}
-    # Keras lists the layers of a model from its end.
-    for norm in reversed(found):
+    for norm in found:
         key = f"norm/{norm.owner}"
         if owners.count(norm.owner) > 1:
             key = f"{key}/{norm.name}"
@@ -175,6 +180,7 @@ def draw_curves(rows, path):
             label = key.removeprefix("norm/")
             axes.plot(*zip(*points), marker=".", label=label)
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(
             fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)
         )

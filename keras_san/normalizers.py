@@ -14,8 +14,6 @@ from keras import ops
 
 from keras_san import norms
 
-_TINY = 1e-30
-
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
@@ -148,7 +146,7 @@ class Normalizer:
         tops, new_state = [], []
         for matrices, u in zip(self.matrices(kernel, geometry), state):
             sigma, _, u = norms.power_iteration(matrices, u)
-            tops.append(ops.max(sigma))
+            tops.append(norms.largest(sigma))
             new_state.append(u)
         return sum(tops) / len(tops), new_state
 
@@ -164,7 +162,7 @@ class Normalizer:
     def divide(self, kernel, geometry, norm):
         """The kernel over its norm, times `scale`; zero for a zero kernel."""
         norm = norm * self.gain_for(kernel.shape, geometry)
-        return kernel * (self.scale / ops.maximum(norm, _TINY))
+        return kernel * (self.scale / ops.where(norm == 0.0, 1.0, norm))
 
     def get_config(self):
         return {
@@ -245,12 +243,11 @@ class SparsityAware(Normalizer):
     def norm(self, kernel, geometry, sample=None):
         if isinstance(geometry, Matrix):
             return super().norm(kernel, geometry)
-        if sample is not None:
-            kernel = norms.take_filters(kernel, sample)
         return norms.sparsity_aware_norm(
             kernel,
             geometry.spatial_shape,
             dilation_rate=geometry.dilation_rate,
+            sample=sample,
         )
 
     def gain_for(self, kernel_shape, geometry):
@@ -404,9 +401,12 @@ def get(identifier):
     if identifier is None or isinstance(identifier, Normalizer):
         return identifier
     if isinstance(identifier, dict):
-        identifier = keras.saving.deserialize_keras_object(identifier)
-        if isinstance(identifier, Normalizer):
-            return identifier
+        try:
+            found = keras.saving.deserialize_keras_object(identifier)
+        except TypeError:  # What Keras raises for a class unknown to it.
+            found = None
+        if isinstance(found, Normalizer):
+            return found
     if isinstance(identifier, str) and identifier in _NAMES:
         return _NAMES[identifier]()
     raise ValueError(

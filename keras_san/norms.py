@@ -17,7 +17,8 @@ from keras import ops
 # ten steps of a loop at once, so ten times this bounds the memory.
 _CHUNK = 2**20
 
-_TINY = 1e-30
+# Nearly the smallest normal number: a zero divided by it stays zero.
+_TINY = 1e-37
 
 # Repeated squaring raises the Gram matrix to the power 2**14, which leaves a
 # singular value 0.1 % below the largest with a weight of e**-32.
@@ -25,7 +26,12 @@ _SQUARINGS = 14
 
 
 def sparsity_aware_norm(
-    kernel, spatial_shape=None, ratio=1.0, dilation_rate=1, seed=None
+    kernel,
+    spatial_shape=None,
+    ratio=1.0,
+    dilation_rate=1,
+    seed=None,
+    sample=None,
 ):
     """The largest gain from any one input channel to any one output channel.
 
@@ -46,6 +52,7 @@ def sparsity_aware_norm(
             at each call. Multiply by `subset_gain` to compensate.
         dilation_rate: Int or tuple of ints.
         seed: Int or `keras.random.SeedGenerator` for the draw of filters.
+        sample: A draw by `sample_filters`, instead of `ratio` and `seed`.
 
     Returns:
         A float32 scalar. Zero for a zero kernel, NaN if the kernel holds a
@@ -59,13 +66,14 @@ def sparsity_aware_norm(
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
         Lemma 1 (Eq. 8), and its section "Efficiency" for `ratio`.
     """
-    kernel = _float32(kernel)
-    sample = sample_filters(kernel.shape, ratio, seed)
-    if sample is not None:
-        kernel = take_filters(kernel, sample)
+    # The scale is that of all filters: what is wrong with one shows.
     kernel, scale = _unit_scale(kernel)
     grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
     filters = ops.reshape(kernel, (taps.shape[0], -1))
+    if sample is None:
+        sample = sample_filters(kernel.shape, ratio, seed)
+    if sample is not None:
+        filters = ops.take(filters, sample, axis=1)
     return scale * ops.sqrt(_max_power(filters, grid, taps))
 
 
@@ -81,13 +89,7 @@ def sample_filters(kernel_shape, ratio, seed=None):
         return None
     count = kernel_shape[-2] * kernel_shape[-1]
     order = ops.argsort(keras.random.uniform((count,), seed=seed))
-    return order[: math.ceil(count * ratio)]
-
-
-def take_filters(kernel, sample):
-    """The kernel `(*kernel_size, 1, len(sample))` of the sampled filters."""
-    kernel = ops.reshape(kernel, (*kernel.shape[:-2], 1, -1))
-    return ops.take(kernel, sample, axis=-1)
+    return order[: _subset_size(count, ratio)]
 
 
 def subset_gain(num_filters, ratio):
@@ -113,7 +115,8 @@ def subset_gain(num_filters, ratio):
     def harmonic(n):
         return float(np.sum(1.0 / np.arange(1, n + 1)))
 
-    return harmonic(num_filters) / harmonic(math.ceil(num_filters * ratio))
+    subset = _subset_size(num_filters, ratio)
+    return harmonic(num_filters) / harmonic(subset)
 
 
 def spectral_norm(kernel):
@@ -180,14 +183,18 @@ def conv_spectral_norm(
     grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
     strides = _tuple("strides", strides, len(grid))
     num_blocks = len(_block_frequencies(grid, strides))
-    size = 4 * math.prod(kernel.shape[-2:]) * math.prod(strides)
+    size = (
+        4
+        * math.prod(strides)
+        * max(math.prod(kernel.shape[-2:]), taps.shape[0])
+    )
     chunk = min(num_blocks, max(1, 4 * _CHUNK // size))
     best = ops.zeros((), "float32")
     for start in range(0, num_blocks, chunk):
         blocks = _fourier_blocks(
             kernel, grid, taps, strides, groups, slice(start, start + chunk)
         )
-        best = ops.maximum(best, ops.max(top_singular_value(blocks)))
+        best = ops.maximum(best, top_singular_value(blocks))
     return scale * best
 
 
@@ -204,7 +211,10 @@ def fan_in_matrix(kernel):
 
 def fan_out_matrix(kernel):
     """`(*kernel_size, in, out)` -> `(1, prod(kernel_size) * out, in)`."""
-    return fan_in_matrix(ops.swapaxes(_float32(kernel), -1, -2))
+    kernel = _float32(kernel)
+    _check_rank(kernel.shape)
+    *spatial, fan_in, out = range(len(kernel.shape))
+    return fan_in_matrix(ops.transpose(kernel, (*spatial, out, fan_in)))
 
 
 def fourier_blocks(kernel, spatial_shape, strides=1, dilation_rate=1, groups=1):
@@ -289,7 +299,7 @@ def top_right_vectors(matrices):
 
 
 def top_singular_value(matrices):
-    """The top singular value, converged: the mean over nothing, the max of all.
+    """The top singular value of all matrices, converged.
 
     Args:
         matrices: Tensor of shape `(batch, rows, columns)`.
@@ -299,7 +309,17 @@ def top_singular_value(matrices):
     """
     matrices = _float32(matrices)
     sigma, _, _ = power_iteration(matrices, top_right_vectors(matrices))
-    return ops.max(sigma)
+    return largest(sigma)
+
+
+def largest(values):
+    """The maximum, or NaN if not all values are finite.
+
+    Compiled by XLA, a plain maximum passes over NaN.
+    """
+    return ops.where(
+        ops.all(ops.isfinite(values)), ops.max(values), float("nan")
+    )
 
 
 def check_ratio(ratio):
@@ -315,16 +335,22 @@ def _float32(x):
     return ops.cast(ops.convert_to_tensor(x), "float32")
 
 
+def _subset_size(count, ratio):
+    # Less a little, lest 0.07 of 100 filters be 8.
+    return max(1, math.ceil(count * ratio - 1e-9))
+
+
 def _unit_scale(x):
     """Divides by the largest entry, so that squares stay in float32's range."""
     x = _float32(x)
-    scale = ops.max(ops.abs(x))
-    return x / ops.maximum(scale, _TINY), scale
+    scale = ops.maximum(largest(ops.abs(x)), _TINY)
+    return x / scale, scale
 
 
 def _length(x):
     scale = ops.max(ops.abs(x), axis=-1, keepdims=True)
-    unit = x / ops.maximum(scale, _TINY)
+    scale = ops.maximum(scale, _TINY)
+    unit = x / scale
     return scale * ops.sqrt(ops.sum(unit * unit, axis=-1, keepdims=True))
 
 
@@ -341,13 +367,17 @@ def _check_rank(shape):
 
 
 def _tuple(name, value, rank):
-    value = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(value) != rank:
+    if isinstance(value, numbers.Integral):
+        value = (value,) * rank
+    entries = tuple(value)
+    if len(entries) != rank or not all(
+        isinstance(entry, numbers.Integral) and entry > 0 for entry in entries
+    ):
         raise ValueError(
-            f"`{name}` must have one entry for each of the kernel's {rank} "
-            f"spatial axes. Received: {name}={value}"
+            f"`{name}` must have a positive int for each of the kernel's "
+            f"{rank} spatial axes. Received: {name}={value}"
         )
-    return value
+    return tuple(int(entry) for entry in entries)
 
 
 def _grid_and_taps(kernel_shape, spatial_shape, dilation_rate):
@@ -365,11 +395,6 @@ def _grid_and_taps(kernel_shape, spatial_shape, dilation_rate):
         dilation_rate = (1,) * rank
     else:
         grid = _tuple("spatial_shape", spatial_shape, rank)
-        if not all(isinstance(n, int) and n > 0 for n in grid):
-            raise ValueError(
-                "`spatial_shape` must hold positive ints, or be None for "
-                f"every frequency. Received: spatial_shape={spatial_shape}"
-            )
     taps = _indices(kernel_size) * np.array(dilation_rate, int)
     return grid, taps.astype("int32")
 
@@ -382,8 +407,10 @@ def _indices(shape):
 def _phases(frequencies, grid, taps):
     """Cosine and sine, `(frequencies, taps)`, of the transform's phases."""
     angle = ops.zeros((1, taps.shape[0]), "float32")
+    taps = ops.convert_to_tensor(taps)
     for axis, extent in enumerate(grid):
-        turns = frequencies[axis][:, None] * taps[None, :, axis]
+        frequency = ops.convert_to_tensor(frequencies[axis])
+        turns = frequency[:, None] * taps[None, :, axis]
         turns = ops.cast(ops.mod(turns, extent), "float32")
         angle = angle + turns * (2.0 * math.pi / extent)
     return ops.cos(angle), ops.sin(angle)
@@ -398,7 +425,8 @@ def _max_power(filters, grid, taps):
     # Filters are real: half of the frequencies along the last axis suffice.
     extents = grid[:-1] + (grid[-1] // 2 + 1,)
     num_frequencies = math.prod(extents)
-    chunk = max(1, min(num_frequencies, _CHUNK // filters.shape[1]))
+    # Both the transforms and the phases are bounded.
+    chunk = max(1, min(num_frequencies, _CHUNK // max(filters.shape)))
 
     def power(step):
         # The last chunk may run over the end: it starts again from zero.

@@ -44,6 +44,7 @@ def circular_pad(inputs, amounts, data_format=None):
     """
     data_format = data_format or keras.config.image_data_format()
     first = 1 if data_format == "channels_last" else 2
+    shape = tuple(inputs.shape)
     for axis, (before, after) in enumerate(amounts, start=first):
         if before == after == 0:
             continue
@@ -55,7 +56,7 @@ def circular_pad(inputs, amounts, data_format=None):
                 "A circular padding cannot be wider than the image that it "
                 "repeats. Use a smaller kernel or dilation, larger images, "
                 f'or padding="same". Received: padding={(before, after)} on '
-                f"axis {axis} of inputs of shape {tuple(inputs.shape)}",
+                f"axis {axis} of inputs of shape {shape}",
             )
 
         def take(part, axis=axis):

@@ -94,7 +94,7 @@ def critic(
     _start(resolution)
     model = keras.Sequential(name="critic")
     model.add(keras.Input((resolution, resolution, channels), name="images"))
-    for filters, kernel_size, strides in (
+    convolutions = (
         (64, 3, 1),
         (64, 4, 2),
         (128, 3, 1),
@@ -102,7 +102,8 @@ def critic(
         (256, 3, 1),
         (256, 4, 2),
         (512, 3, 1),
-    ):
+    )
+    for index, (filters, kernel_size, strides) in enumerate(convolutions):
         model.add(
             SANConv2D(
                 _channels(filters, width),
@@ -112,6 +113,7 @@ def critic(
                 normalizer=normalizer,
                 # An object each: one with a seed draws once.
                 kernel_initializer=keras.initializers.get(kernel_initializer),
+                name=f"conv_{index + 1}",
             )
         )
         model.add(layers.LeakyReLU(negative_slope=0.1))
@@ -121,6 +123,7 @@ def critic(
             1,
             normalizer=normalizer,
             kernel_initializer=keras.initializers.get(kernel_initializer),
+            name="dense",
         )
     )
     return model

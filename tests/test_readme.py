@@ -1,0 +1,108 @@
+"""Every command and snippet of the README runs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from helpers import BACKEND
+from PIL import Image
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+with open(os.path.join(ROOT, "README.md")) as file:
+    BLOCKS = re.findall(r"```(\w+)\n(.*?)```", file.read(), re.DOTALL)
+
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+SHELL = [
+    line
+    for language, text in BLOCKS
+    if language == "bash"
+    for line in text.splitlines()
+]
+
+pytestmark = pytest.mark.skipif(
+    BACKEND != "tensorflow",
+    reason="the README exports SavedModels; run on tensorflow",
+)
+
+
+def test_snippets(tmp_path, monkeypatch):
+    """In the order of the page: each may use what came before."""
+    monkeypatch.chdir(tmp_path)
+    assert len(PYTHON) == 4
+    namespace = {}
+    for text in PYTHON:
+        exec(compile(text, "README.md", "exec"), namespace)
+    assert namespace["critic"].output_shape == (None, 1)
+    assert namespace["samples"].shape == (16, 32, 32, 3)
+    assert os.path.exists(tmp_path / "gan.keras")
+    assert os.path.exists(tmp_path / "generator" / "saved_model.pb")
+
+
+def test_there_is_nothing_else():
+    """`.ci/run` runs the test command; the examples are run below."""
+    assert [line.split()[0] for line in SHELL] == ["python3"] * 2 + [
+        ".venv/bin/python"
+    ] * 4
+    for command in SHELL[:2]:
+        assert command.startswith(
+            "python3 -m venv .venv && .venv/bin/pip install -e "
+        )
+    assert SHELL[1].endswith("-m pytest")
+
+
+def arguments():
+    """The arguments of each run of the example that the README shows."""
+    for line in SHELL:
+        _, found, rest = line.partition("-m examples.image_generation")
+        if found:
+            yield shlex.split(rest)
+
+
+def test_example_commands(tmp_path):
+    """Each as it stands, but short, and on data that is at hand."""
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i in range(70):
+        Image.new("RGB", (70, 80), (3 * i, 50, 100)).save(
+            photographs / f"{i}.jpg"
+        )
+    commands = list(arguments())
+    assert len(commands) == 5
+    runs = str(tmp_path / "runs")
+    for command in commands:
+        if "cifar10" in command:
+            continue  # tests/test_examples.py, with a dataset made for it.
+        if "path/to/photographs" in command:
+            command[command.index("path/to/photographs")] = str(photographs)
+        short = ["--steps-per-epoch", "2", "--output", runs]
+        if "--epochs" not in command:
+            short += ["--epochs", "1"]
+        else:
+            command[command.index("--epochs") + 1] = "2"
+        run = subprocess.run(
+            [sys.executable, "-m", "examples.image_generation"]
+            + command
+            + short,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    assert sorted(os.listdir(runs)) == [
+        "digits-san",
+        "digits-sn-projected",
+        "photographs-san",
+    ]
+    files = os.listdir(os.path.join(runs, "digits-san"))
+    assert {
+        "samples.png",
+        "samples_0002.png",
+        "curves.png",
+        "log.csv",
+        "generator",
+        "gan.keras",
+    } <= set(files)
