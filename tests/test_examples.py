@@ -38,9 +38,7 @@ def in_a_process(tmp_path, *arguments, epochs=1):
     )
 
 
-@pytest.mark.parametrize(
-    "normalizer", ["san", "sn", "bsn", "bssn", "conv_sn", "none"]
-)
+@pytest.mark.parametrize("normalizer", ["bssn", "conv_sn", "none"])
 def test_normalizers(tmp_path, normalizer):
     gan = run(tmp_path, "--normalizer", normalizer, "--scale", "1.2")
     found = gan.critic.layers[0].normalizer
@@ -53,10 +51,25 @@ def test_normalizers(tmp_path, normalizer):
 def test_tensorflow_datasets(tmp_path):
     import tensorflow_datasets as tfds
 
-    with tfds.testing.mock_data(num_examples=20):
-        gan = run(tmp_path, "--dataset", "cifar10", "--critic-steps", "2")
-    assert gan.generate(2).shape == (2, 32, 32, 3)
-    assert gan.critic_steps == 2
+    images = np.random.default_rng(0).integers(256, size=(20, 16, 16, 3))
+    feature = tfds.features.Image(shape=(16, 16, 3), encoding_format="png")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"image": feature}),
+        split_datasets={
+            "train": [
+                (i, {"image": x.astype("uint8")}) for i, x in enumerate(images)
+            ]
+        },
+        data_dir=tmp_path,
+        disable_shuffling=True,
+    )
+    arguments = ["--dataset", "tiny", "--data-dir", str(tmp_path)]
+    gan = run(tmp_path / "runs", *arguments, "--critic-steps", "2")
+    assert gan.generate(2).shape == (2, 16, 16, 3)
+    assert int(gan.critic_optimizer.iterations.numpy()) == 6
+    assert (tmp_path / "runs" / "tiny-san" / "samples.png").exists()
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -102,7 +115,7 @@ def test_errors_on_the_command_line_are_one_line(tmp_path):
     assert "error: " in result.stderr and "nowhere" in result.stderr
 
 
-def test_a_killed_run_resumes_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_a_killed_run_resumes_as_if_it_had_not_been(tmp_path):
     arguments = ["--normalizer", "sn", "--epochs", "3"]
     run(tmp_path, "--name", "whole", *arguments)
     # Killed in the middle of the third epoch.

@@ -1,0 +1,496 @@
+"""`strip`, and `model.export`: the same function without keras_san."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, to_numpy
+from keras import layers
+
+import keras_san
+from keras_san import SANConv2D, SANDense, SANWrapper, normalizers
+
+each_form = pytest.mark.parametrize("form", ["divide", "project"])
+
+
+def san(form):
+    return normalizers.SparsityAware(form=form)
+
+
+def sequential(form):
+    return keras.Sequential(
+        [
+            keras.Input((6, 4, 3)),
+            SANConv2D(4, 3, activation="relu", name="first"),
+            SANConv2D(4, (4, 2), 2, normalizer=normalizers.Spectral(form=form)),
+            layers.LeakyReLU(0.1),
+            SANConv2D(4, 3, padding="same", normalizer=san(form)),
+            SANConv2D(4, 2, padding="valid", use_bias=False, normalizer=None),
+            layers.Flatten(),
+            SANDense(2, normalizer=san(form)),
+        ],
+        name="critic",
+    )
+
+
+def functional(form):
+    images = keras.Input((6, 4, 3), name="images")
+    labels = keras.Input((2,), dtype="int32", name="labels")
+    x = SANConv2D(4, 3, normalizer=san(form))(images)
+    y = SANWrapper(layers.SeparableConv2D(4, 3), san(form), padding="circular")(
+        x
+    )
+    x = layers.Add()([x, y])
+    x = layers.GlobalAveragePooling2D()(x)
+    z = SANWrapper(layers.Embedding(5, 4), san(form))(labels)
+    z = layers.Flatten()(z)
+    x = layers.Concatenate()([x, z])
+    return keras.Model([images, labels], [SANDense(1)(x), z])
+
+
+def nested(form):
+    inner = keras.Sequential(
+        [
+            keras.Input((6, 4, 4)),
+            SANConv2D(4, 3, 2, normalizer=san(form)),
+            layers.ReLU(),
+        ],
+        name="inner",
+    )
+    inputs = keras.Input((3, 2, 4))
+    outputs = SANWrapper(layers.Dense(4), san(form))(inputs)
+    middle = keras.Model(inputs, outputs, name="middle")
+    images = keras.Input((6, 4, 3))
+    x = SANConv2D(4, 2, normalizer=san(form))(images)
+    return keras.Model(images, SANDense(1)(middle(inner(x))))
+
+
+def shared(form):
+    conv = SANConv2D(3, 3, normalizer=san(form), name="shared_conv")
+    dense = SANDense(3, normalizer=san(form), name="shared_dense")
+    one, two = keras.Input((6, 4, 3)), keras.Input((6, 4, 3))
+    outputs = [dense(conv(conv(one))), dense(conv(two))]
+    return keras.Model([one, two], outputs)
+
+
+def transposed(form):
+    return keras.Sequential(
+        [
+            keras.Input((6, 4, 3)),
+            SANWrapper(
+                layers.Conv2DTranspose(4, 4, 2, activation="tanh"),
+                san(form),
+                padding="circular",
+            ),
+            SANWrapper(
+                layers.Conv2DTranspose(2, 3, 2, padding="same"), san(form)
+            ),
+        ]
+    )
+
+
+def depthwise(form):
+    return keras.Sequential(
+        [
+            keras.Input((6, 4, 3)),
+            SANWrapper(
+                layers.DepthwiseConv2D(3, 2, depth_multiplier=2),
+                normalizers.BidirectionalSpectral(form=form),
+                padding="circular",
+            ),
+            SANWrapper(
+                layers.DepthwiseConv2D(2, padding="same"),
+                normalizers.ConvSpectral(form=form),
+            ),
+            SANWrapper(
+                layers.EinsumDense("bhwc,cd->bhwd", (None, None, 3)), san(form)
+            ),
+        ]
+    )
+
+
+def other_layers(form):
+    return keras.Sequential(
+        [
+            keras.Input((6, 4, 3)),
+            SANConv2D(4, 3, normalizer=san(form)),
+            layers.BatchNormalization(name="batch"),
+            layers.Dropout(0.5, seed=1),
+            layers.Conv2D(4, 3, name="plain"),
+            layers.PReLU(),
+            layers.GlobalMaxPooling2D(),
+            SANDense(1, normalizer=san(form)),
+        ]
+    )
+
+
+def operations(form):
+    """A functional model whose author has written arithmetic."""
+    images = keras.Input((6, 4, 3))
+    x = SANConv2D(4, 3, normalizer=san(form))(images * 2.0)
+    x = x + keras.ops.relu(SANConv2D(4, 3, normalizer=san(form))(x))
+    x = keras.ops.sum(x[:, 1:], axis=(1, 2))
+    return keras.Model(images, SANDense(1, normalizer=san(form))(x))
+
+
+def unknown_size(form):
+    images = keras.Input((None, None, 3))
+    x = SANConv2D(4, 3, normalizer=san(form))(images)
+    x = SANWrapper(layers.Conv2D(4, 4, 2), san(form), padding="circular")(x)
+    return keras.Model(images, x)
+
+
+def unknown_size_transposed(form):
+    images = keras.Input((None, None, 3))
+    conv = layers.Conv2DTranspose(4, 4, 2)
+    return keras.Model(images, SANWrapper(conv, san(form), "circular")(images))
+
+
+MODELS = [
+    sequential,
+    functional,
+    nested,
+    shared,
+    transposed,
+    depthwise,
+    other_layers,
+    operations,
+    unknown_size,
+    unknown_size_transposed,
+]
+
+
+def inputs_of(model):
+    rng = np.random.default_rng(0)
+
+    def draw(tensor):
+        shape = [4, *(size or 6 for size in tensor.shape[1:])]
+        if tensor.dtype == "int32":
+            return rng.integers(5, size=shape).astype("int32")
+        return rng.normal(size=shape).astype("float32")
+
+    drawn = [draw(tensor) for tensor in model.inputs]
+    return drawn if len(drawn) > 1 else drawn[0]
+
+
+def outputs_of(model, inputs):
+    outputs = model(inputs)
+    return [
+        to_numpy(keras.ops.cast(x, "float32"))
+        for x in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
+    ]
+
+
+def moved(model):
+    """With kernels that the layers have not been built with."""
+    keras.utils.set_random_seed(2)
+    rng = np.random.default_rng(2)
+    for weight in model.trainable_weights:
+        value = to_numpy(weight)
+        value = value + 0.1 * rng.normal(size=value.shape)
+        if weight.constraint is not None:
+            value = to_numpy(
+                weight.constraint(keras.ops.convert_to_tensor(value, "float32"))
+            )
+        weight.assign(value)
+    model(inputs_of(model), training=True)
+    return model
+
+
+def names_of(model):
+    """Those that a user may have given; Keras numbers the inputs anew."""
+    names = [layer.name for layer in model.layers]
+    return [n for n in names if not n.startswith(("input_l", "keras_tensor"))]
+
+
+def assert_plain(model):
+    names = [type(layer).__module__ for layer in model._flatten_layers()]
+    assert not [name for name in names if name.startswith("keras_san")]
+
+
+def assert_equal_outputs(one, two, inputs, tolerance=1e-5):
+    for found, expected in zip(
+        outputs_of(one, inputs), outputs_of(two, inputs)
+    ):
+        np.testing.assert_allclose(
+            found, expected, rtol=tolerance, atol=tolerance
+        )
+
+
+@each_form
+@pytest.mark.parametrize("make", MODELS)
+def test_strip(make, form):
+    model = moved(make(form))
+    inputs = inputs_of(model)
+    before = [to_numpy(w) for w in model.weights]
+    config = model.get_config()
+    expected = outputs_of(model, inputs)
+    stripped = keras_san.strip(model)
+    assert type(stripped) is type(model)
+    assert stripped.name == model.name
+    assert_plain(stripped)
+    for found, value in zip(outputs_of(stripped, inputs), expected):
+        assert found.shape == value.shape
+        np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-5)
+    # The names by which a user finds the layers are the same.
+    assert names_of(stripped) == names_of(model)
+    # The original is as it was, and shares nothing.
+    assert model.get_config() == config
+    for weight in stripped.weights:
+        weight.assign(to_numpy(weight) * 0)
+    for weight, value in zip(model.weights, before):
+        np.testing.assert_array_equal(to_numpy(weight), value)
+    for found, value in zip(outputs_of(model, inputs), expected):
+        np.testing.assert_array_equal(found, value)
+
+
+LOAD = """
+import sys
+sys.modules["keras_san"] = None
+import keras, numpy as np
+found = []
+for name in {names!r}:
+    model = keras.saving.load_model(f"{folder}/{{name}}.keras")
+    arrays = np.load(f"{folder}/{{name}}.npz")
+    count = len(model.inputs)
+    inputs = [arrays[f"input_{{i}}"] for i in range(count)]
+    outputs = model(inputs if count > 1 else inputs[0])
+    if not isinstance(outputs, (list, tuple)):
+        outputs = [outputs]
+    for i, output in enumerate(outputs):
+        output = keras.ops.convert_to_numpy(output)
+        np.testing.assert_allclose(
+            output, arrays[f"output_{{i}}"], rtol=1e-5, atol=1e-5, err_msg=name
+        )
+    found.append(name)
+assert found == {names!r}
+assert not [n for n in sys.modules if n.startswith("keras_san.")]
+print("all equal")
+"""
+
+
+def run(script):
+    """Runs a script where keras_san cannot be found."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_stripped_files_load_without_keras_san(tmp_path):
+    names = []
+    for make in MODELS:
+        for form in ("divide", "project"):
+            model = moved(make(form))
+            inputs = inputs_of(model)
+            listed = inputs if isinstance(inputs, list) else [inputs]
+            outputs = outputs_of(model, inputs)
+            name = f"{make.__name__}_{form}"
+            names.append(name)
+            keras_san.strip(model).save(tmp_path / f"{name}.keras")
+            np.savez(
+                tmp_path / f"{name}.npz",
+                **{f"input_{i}": x for i, x in enumerate(listed)},
+                **{f"output_{i}": x for i, x in enumerate(outputs)},
+            )
+    assert "all equal" in run(LOAD.format(names=names, folder=tmp_path))
+
+
+@each_form
+def test_a_stripped_model_can_be_stripped_and_trained(form):
+    model = moved(sequential(form))
+    stripped = keras_san.strip(keras_san.strip(model))
+    inputs = inputs_of(model)
+    assert_equal_outputs(stripped, model, inputs)
+    stripped.compile("sgd", "mse")
+    targets = np.zeros((4, 2))
+    history = stripped.fit(inputs, targets, epochs=3, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+
+
+@each_form
+def test_other_layers_keep_what_they_have_learned(form):
+    model = moved(other_layers(form))
+    batch = model.get_layer("batch")
+    batch.moving_mean.assign([0.3, -0.2, 0.1, 0.7])
+    batch.moving_variance.assign([2.0, 0.5, 1.5, 0.1])
+    stripped = keras_san.strip(model)
+    copy = stripped.get_layer("batch")
+    assert copy is not batch
+    for ours, theirs in zip(batch.weights, copy.weights):
+        np.testing.assert_array_equal(to_numpy(ours), to_numpy(theirs))
+    assert stripped.get_layer("plain").get_config() == (
+        model.get_layer("plain").get_config()
+    )
+    assert_equal_outputs(stripped, model, inputs_of(model))
+
+
+@each_form
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(dtype, form):
+    if dtype == "mixed_float16" and BACKEND == "torch":
+        pytest.skip("float16 convolutions are not torch's on every CPU")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        model = moved(sequential(form))
+    finally:
+        keras.config.set_dtype_policy(before)
+    stripped = keras_san.strip(model)
+    assert_plain(stripped)
+    inputs = inputs_of(model)
+    outputs = stripped(inputs)
+    assert keras.backend.standardize_dtype(outputs.dtype) == (
+        dtype.removeprefix("mixed_")
+    )
+    for weight in stripped.weights:
+        assert weight.dtype == "float32"
+    tolerance = 0.01 if dtype == "mixed_float16" else 0.05
+    assert_equal_outputs(stripped, model, inputs, tolerance)
+
+
+@each_form
+def test_frozen_layers_and_regularizers_stay(form):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 4, 3)),
+            SANConv2D(4, 3, padding="same", normalizer=san(form)),
+            SANDense(3, normalizer=san(form), kernel_regularizer="l2"),
+        ]
+    )
+    model.layers[0].trainable = False
+    stripped = keras_san.strip(model)
+    assert [layer.trainable for layer in stripped.layers] == [False, True]
+    assert type(stripped.layers[0]) is layers.Conv2D
+    assert type(stripped.layers[1]) is layers.Dense
+    assert len(stripped.losses) == 1
+    assert stripped.layers[0].padding == "same"
+
+
+@each_form
+def test_strip_one_layer(form):
+    for layer, shape in (
+        (SANConv2D(2, 3, normalizer=san(form), name="one"), (2, 6, 4, 3)),
+        (SANDense(2, normalizer=san(form), name="one"), (2, 3)),
+        (
+            SANWrapper(layers.Conv1D(2, 3, 2), san(form), name="one"),
+            (2, 7, 3),
+        ),
+    ):
+        layer.build(shape)
+        plain = keras_san.strip(layer)
+        assert plain.name == "one"
+        assert_plain(plain)
+        inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
+        np.testing.assert_allclose(
+            to_numpy(plain(inputs)),
+            to_numpy(layer(inputs)),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+class Holder(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = SANDense(2, name="hidden")
+
+    def build(self, input_shape):
+        self.inner.build(input_shape)
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = SANDense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_what_cannot_be_stripped():
+    model = keras.Sequential([SANDense(2)], name="unbuilt")
+    with pytest.raises(ValueError, match="Received: model=.*unbuilt"):
+        keras_san.strip(model)
+    with pytest.raises(ValueError, match="Received: model=<SANDense.*built"):
+        keras_san.strip(SANDense(2))
+    model = keras.Sequential([keras.Input((3,)), Holder()], name="critic")
+    with pytest.raises(
+        ValueError,
+        match="inside of custom layers cannot be.*model=critic with layer",
+    ):
+        keras_san.strip(model)
+    distributed = layers.TimeDistributed(SANDense(2))
+    model = keras.Sequential([keras.Input((4, 3)), distributed])
+    with pytest.raises(ValueError, match="inside of custom layers cannot be"):
+        keras_san.strip(model)
+
+
+def test_a_subclassed_model_cannot_be_stripped():
+    model = Subclassed(name="mine")
+    model(np.zeros((1, 3), "float32"))
+    with pytest.raises(ValueError, match="Sequential.*[fF]unctional"):
+        keras_san.strip(model)
+
+
+# `export` needs no `strip`.
+
+SERVE = """
+import sys
+sys.modules["keras_san"] = None
+import numpy as np, tensorflow as tf
+for form in ("divide", "project"):
+    model = tf.saved_model.load(f"{folder}/{{form}}")
+    arrays = np.load(f"{folder}/{{form}}.npz")
+    outputs = model.serve(arrays["inputs"]).numpy()
+    np.testing.assert_allclose(outputs, arrays["outputs"], rtol=1e-5, atol=1e-5)
+    served = model.signatures["serving_default"]
+    found = served(tf.constant(arrays["inputs"]))
+    np.testing.assert_allclose(
+        list(found.values())[0].numpy(), outputs, rtol=1e-6, atol=1e-6
+    )
+print("all equal")
+"""
+
+
+def operations_of(function):
+    graph = function.graph.as_graph_def()
+    nodes = list(graph.node)
+    for inner in graph.library.function:
+        nodes += inner.node_def
+    return [node.op for node in nodes]
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="SavedModels are TensorFlow's"
+)
+def test_exported_critics_measure_nothing_and_need_no_keras_san(tmp_path):
+    import tensorflow as tf
+
+    for form in ("divide", "project"):
+        model = moved(sequential(form))
+        inputs = inputs_of(model)
+        path = str(tmp_path / form)
+        model.export(path, verbose=False)
+        (outputs,) = outputs_of(model, inputs)
+        np.savez(tmp_path / f"{form}.npz", inputs=inputs, outputs=outputs)
+        loaded = tf.saved_model.load(path)
+        function = loaded.signatures["serving_default"]
+        seen = operations_of(function)
+        assert "Conv2D" in seen
+        assert not [op for op in seen if "Assign" in op]
+        np.testing.assert_allclose(
+            loaded.serve(inputs).numpy(), outputs, rtol=1e-5, atol=1e-5
+        )
+    assert "all equal" in run(SERVE.format(folder=tmp_path))
