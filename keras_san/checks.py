@@ -1,4 +1,7 @@
-"""Conditions that may only be known when a compiled step runs."""
+"""Conditions on arguments, some known only when a compiled step runs."""
+
+import math
+import numbers
 
 import keras
 
@@ -28,3 +31,12 @@ def require(condition, message):
             return
     if not bool(condition):
         raise ValueError(message)
+
+
+def check_positive(name, value, alternative=""):
+    """Raises a `ValueError` unless `value` is a positive finite number."""
+    if not (isinstance(value, numbers.Real) and 0.0 < value < math.inf):
+        raise ValueError(
+            f"`{name}` must be a positive number{alternative}. "
+            f"Received: {name}={value!r}"
+        )

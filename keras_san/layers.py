@@ -311,8 +311,15 @@ def _call_divided(owner, layer, call, training):
     if not divided:
         return call()
     mapping = [(v, divided.get(id(v), v.value)) for v in layer.variables]
-    with keras.StatelessScope(state_mapping=mapping):
-        return call()
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        before = [(v, scope.get_current_value(v)) for v in layer.variables]
+        outputs = call()
+    # What else the layer has assigned (a random state, say) is to last.
+    for variable, value in before:
+        new = scope.get_current_value(variable)
+        if new is not value:
+            variable.assign(new)
+    return outputs
 
 
 def _geometry(layer, name, rank, input_shape):

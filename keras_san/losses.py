@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_san.checks import check_positive
+
 
 class AdversarialLoss:
     """A pair of functions of the critic's logits, one for each image.
@@ -68,6 +70,53 @@ class NonSaturating(AdversarialLoss):
     def generator(self, fake):
         """Mean of `softplus(-fake)`."""
         return ops.mean(ops.softplus(-fake))
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class GradientPenalty:
+    """Holds the norm of the critic's gradient near 1, as WGAN-GP does.
+
+    The gradient is taken between real and generated images, at points drawn
+    uniformly from the lines that join them in pairs.
+
+    Args:
+        weight: Positive float, the factor on the mean of `(norm - 1)^2`.
+
+    Raises:
+        ValueError: if `weight` is not positive.
+
+    Reference:
+        [Gulrajani et al., 2017](https://arxiv.org/abs/1704.00028), Eq. 3.
+    """
+
+    def __init__(self, weight=10.0):
+        check_positive("weight", weight)
+        self.weight = weight
+
+    def __call__(self, gradient, real, fake, share):
+        """The penalty.
+
+        Args:
+            gradient: Callable from images to the gradients of their logits.
+            real: Tensor `(batch, height, width, channels)`.
+            fake: Tensor of the same shape.
+            share: Tensor `(batch, 1, 1, 1)`, uniform in [0, 1].
+
+        Returns:
+            A scalar.
+        """
+        gradients = gradient(real + share * (fake - real))
+        squares = ops.sum(ops.square(gradients), axis=(1, 2, 3))
+        # The root's own gradient is infinite at zero.
+        norms = ops.sqrt(squares + 1e-12)
+        return self.weight * ops.mean(ops.square(norms - 1.0))
+
+    def get_config(self):
+        return {"weight": self.weight}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
 
 
 _NAMES = {

@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from keras_san import norms
+from keras_san.checks import check_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,12 +415,3 @@ def get(identifier):
         "object of keras_san.normalizers. "
         f"Received: normalizer={identifier!r}"
     )
-
-
-def check_positive(name, value, alternative=""):
-    """Raises a `ValueError` unless `value` is a positive finite number."""
-    if not (isinstance(value, numbers.Real) and 0.0 < value < math.inf):
-        raise ValueError(
-            f"`{name}` must be a positive number{alternative}. "
-            f"Received: {name}={value!r}"
-        )

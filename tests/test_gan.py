@@ -288,6 +288,62 @@ def test_several_steps_per_execution():
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
 
 
+def test_gradient_penalty():
+    """On a linear critic, whose gradient is its kernel everywhere."""
+    weights = np.random.default_rng(0).normal(size=(64, 1)) * 0.3
+    generator, _ = make_networks()
+    critic = keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(1, name="last")]
+    )
+    critic.get_layer("last").kernel.assign(weights)
+    gan = GAN(
+        generator,
+        critic,
+        latent_dim=5,
+        loss=Nothing(),
+        penalty=losses.GradientPenalty(weight=3.0),
+    )
+    gan.compile("sgd", keras.optimizers.SGD(0.01))
+    fit(gan, some_images(8))
+    norm = np.linalg.norm(weights)
+    gradient = 3.0 * 2 * (norm - 1) * weights / norm
+    np.testing.assert_allclose(
+        to_numpy(critic.get_layer("last").kernel),
+        weights - 0.01 * gradient,
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+class Nothing(losses.AdversarialLoss):
+    def critic(self, real, fake):
+        return 0.0 * ops.mean(real)
+
+    def generator(self, fake):
+        return 0.0 * ops.mean(fake)
+
+
+def test_gradient_penalty_points_and_files(tmp_path):
+    rng = np.random.default_rng(0)
+    real, fake, share = (
+        ops.convert_to_tensor(rng.uniform(size=shape), "float32")
+        for shape in ((4, 3, 3, 1), (4, 3, 3, 1), (4, 1, 1, 1))
+    )
+    penalty = losses.GradientPenalty(2.0)
+    found = penalty(lambda x: 2.0 * x, real, fake, share)
+    points = to_numpy(real) + to_numpy(share) * to_numpy(fake - real)
+    norms = 2 * np.linalg.norm(points.reshape(4, -1), axis=1)
+    expected = 2.0 * np.mean((norms - 1) ** 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    gan = make_gan(None, penalty=penalty)
+    assert np.isfinite(fit(gan)["loss"]).all()
+    gan.save(str(tmp_path / "gan.keras"))
+    loaded = keras.saving.load_model(str(tmp_path / "gan.keras"))
+    assert loaded.penalty.weight == 2.0
+    with pytest.raises(ValueError, match="Received: weight=0"):
+        losses.GradientPenalty(0)
+
+
 def test_divergence_stops_fit_and_names_the_layer():
     gan = make_gan()
     kernel = gan.critic.get_layer("first").kernel
@@ -316,6 +372,7 @@ def test_own_optimizers():
         ({"critic_steps": 0}, "critic_steps=0"),
         ({"critic_steps": 1.5}, "critic_steps=1.5"),
         ({"ema": 1.0}, "ema=1.0"),
+        ({"penalty": 10}, "penalty=10"),
         ({"num_classes": 3}, "num_classes=3"),
         ({"loss": "l2"}, "loss='l2'"),
     ],
@@ -392,6 +449,7 @@ def test_a_killed_training_resumes_as_if_it_had_not_been(tmp_path):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*native_serialization:DeprecationWarning")
 def test_export_needs_no_keras_san(tmp_path):
     gan = make_gan(ema=0.9)
     fit(gan)

@@ -31,6 +31,8 @@ class GAN(_BackendGAN):
             `"non_saturating"`, or an object.
         critic_steps: Int >= 1, updates of the critic for one of the
             generator. A batch of `fit` is divided among them.
+        penalty: `None`, or what is added to the critic's loss, as
+            `keras_san.losses.GradientPenalty()`.
         ema: `None`, or a float in (0, 1), as 0.999: the decay of an average of
             the generator's weights, from which `generate` then draws. The
             decay is at most `(1 + step) / (10 + step)`, so that the average

@@ -18,6 +18,8 @@ class BaseGAN(keras.Model):
     - `minimize(compute_loss, network, optimizer)`: updates the network by
       the gradient of the loss that `compute_loss()` returns first, and
       returns what it returns second;
+    - `input_gradient(function, images)`: the gradient of a scalar function
+      of images, through which gradients flow in turn; and
     - `shard(make, batch_size)`: where a step runs on several replicas, draws
       for all of them and returns the share of this one.
     """
@@ -29,6 +31,7 @@ class BaseGAN(keras.Model):
         latent_dim,
         loss="hinge",
         critic_steps=1,
+        penalty=None,
         ema=None,
         num_classes=None,
         seed=None,
@@ -42,6 +45,12 @@ class BaseGAN(keras.Model):
                 "for one of the generator. "
                 f"Received: critic_steps={critic_steps!r}"
             )
+        if not (penalty is None or callable(penalty)):
+            raise ValueError(
+                "`penalty` must be None, or a callable such as "
+                "keras_san.losses.GradientPenalty(). "
+                f"Received: penalty={penalty!r}"
+            )
         if ema is not None and not 0.0 < ema < 1.0:
             raise ValueError(
                 "`ema` must be None or in (0, 1), as 0.999: the share of the "
@@ -53,6 +62,7 @@ class BaseGAN(keras.Model):
         self.latent_dim = latent_dim
         self.loss_function = losses.get(loss)
         self.critic_steps = critic_steps
+        self.penalty = penalty
         self.ema = ema
         self.num_classes = num_classes
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -206,12 +216,27 @@ class BaseGAN(keras.Model):
             # The second pass sees the weights that the first has seen.
             with hold_norms():
                 fake_logits = self._critic_logits(fake, _labels(inputs))
-            penalties = (penalties + sum(self.critic.losses)) / 2.0
+                penalties = (penalties + sum(self.critic.losses)) / 2.0
+                if self.penalty is not None:
+                    penalties += self._penalize(real, fake, labels)
             loss = self.loss_function.critic(real_logits, fake_logits)
             means = [loss, ops.mean(real_logits), ops.mean(fake_logits)]
             return loss + penalties, means
 
         return self.minimize(compute_loss, self.critic, self.critic_optimizer)
+
+    def _penalize(self, real, fake, labels):
+        def gradient(images):
+            return self.input_gradient(
+                lambda x: ops.sum(self._critic_logits(x, labels)), images
+            )
+
+        def shares(n):
+            return keras.random.uniform((n, 1, 1, 1), seed=self.seed_generator)
+
+        share = self.shard(shares, ops.shape(real)[0])
+        real, fake = (ops.cast(x, "float32") for x in (real, fake))
+        return self.penalty(gradient, real, fake, share)
 
     def _generator_step(self, batch_size):
         inputs = self._generator_inputs(batch_size)
@@ -325,6 +350,7 @@ class BaseGAN(keras.Model):
             "latent_dim": self.latent_dim,
             "loss": serialize(self.loss_function),
             "critic_steps": self.critic_steps,
+            "penalty": serialize(self.penalty),
             "ema": self.ema,
             "num_classes": self.num_classes,
         }
@@ -332,7 +358,7 @@ class BaseGAN(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for name in ("generator", "critic"):
+        for name in ("generator", "critic", "penalty"):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )

@@ -63,5 +63,17 @@ class JAXGAN(BaseGAN):
             variable.assign(value)
         return extra
 
+    def input_gradient(self, function, images):
+        mapping = [
+            (v, v.value) for group in self._state_variables() for v in group
+        ]
+
+        # What the pass assigns stays inside of the gradient.
+        def stateless(images):
+            with keras.StatelessScope(mapping):
+                return function(images)
+
+        return jax.grad(stateless)(images)
+
     def shard(self, make, batch_size):
         return make(batch_size)

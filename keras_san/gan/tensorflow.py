@@ -23,6 +23,12 @@ class TensorFlowGAN(BaseGAN):
         optimizer.apply(gradients, variables)
         return extra
 
+    def input_gradient(self, function, images):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            value = function(images)
+        return tape.gradient(value, images)
+
     def shard(self, make, batch_size):
         replica = tf.distribute.get_replica_context()
         count = replica.num_replicas_in_sync
