@@ -97,18 +97,19 @@ class KernelNormalization(keras.layers.Layer):
         def draw(seed):
             return self.normalizer.draw(kernel_shape, self.geometry, seed)
 
+        def kernel():
+            return ops.cast(self._read_kernel(), "float32")
+
         def start():
-            return self.normalizer.start(self._read_kernel(), self.geometry)
+            return self.normalizer.start(kernel(), self.geometry)
 
         def first_norm(shape, dtype):
-            return self.normalizer.norm(
-                self._read_kernel(), self.geometry, draw(seed=0)
-            )
+            return self.normalizer.norm(kernel(), self.geometry, draw(seed=0))
 
         # Initializers, not values: Keras may put them off until the kernel
         # itself has got its value.
         self.norm = self._add_state("norm", (), first_norm)
-        matrices = self.normalizer.matrices(self._read_kernel(), self.geometry)
+        matrices = self.normalizer.matrices(kernel(), self.geometry)
         for index, (batch, _, columns) in enumerate(m.shape for m in matrices):
             self.vectors.append(
                 self._add_state(
@@ -133,10 +134,11 @@ class KernelNormalization(keras.layers.Layer):
         )
 
     def _read_kernel(self):
-        return ops.cast(ops.convert_to_tensor(self.get_kernel()), "float32")
+        return _wide(self.get_kernel())
 
     def call(self, training=False):
-        kernel = self._read_kernel()
+        raw = self._read_kernel()
+        kernel = ops.cast(raw, "float32")
         if training and self.trainable and not norms_held():
             self._measure(ops.stop_gradient(kernel))
         norm = self.norm.value
@@ -147,7 +149,7 @@ class KernelNormalization(keras.layers.Layer):
                 kernel, self.geometry, self.vectors
             )
             norm = norm + (linear - ops.stop_gradient(linear))
-        return self.normalizer.divide(kernel, self.geometry, norm)
+        return self.normalizer.divide(raw, self.geometry, norm)
 
     def _measure(self, kernel):
         state = [vectors.value for vectors in self.vectors]
@@ -178,7 +180,7 @@ class KernelNormalization(keras.layers.Layer):
     def current(self):
         """The norm of the kernel as it is trained, times the gain."""
         if not self.divides:
-            kernel = self._read_kernel()
+            kernel = ops.cast(self._read_kernel(), "float32")
             norm = self.normalizer.norm(kernel, self.geometry)
         else:
             norm = self.norm.value
@@ -187,13 +189,11 @@ class KernelNormalization(keras.layers.Layer):
 
     def project(self, kernel):
         """The multiple of the kernel that has norm `scale / gain`."""
-        kernel = ops.convert_to_tensor(kernel)
-        wide = ops.cast(kernel, "float32")
-        norm = self.normalizer.norm(wide, self.geometry)
+        wide = _wide(kernel)
+        norm = self.normalizer.norm(ops.cast(wide, "float32"), self.geometry)
         self._require_finite(norm)
-        return ops.cast(
-            self.normalizer.divide(wide, self.geometry, norm), kernel.dtype
-        )
+        projected = self.normalizer.divide(wide, self.geometry, norm)
+        return ops.cast(projected, kernel.dtype)
 
     def _require_finite(self, norm):
         require(
@@ -214,6 +214,14 @@ class KernelNormalization(keras.layers.Layer):
             self.seed_generator.state.assign(store["seed"])
             store = {key: store[key] for key in store.keys() if key != "seed"}
         super().load_own_variables(store)
+
+
+def _wide(kernel):
+    """The kernel in the precision to divide it in: at least float32."""
+    kernel = ops.convert_to_tensor(kernel)
+    if keras.utils.standardize_dtype(kernel.dtype) == "float64":
+        return kernel
+    return ops.cast(kernel, "float32")
 
 
 def flatten_layers(model):

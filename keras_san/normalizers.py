@@ -163,7 +163,8 @@ class Normalizer:
     def divide(self, kernel, geometry, norm):
         """The kernel over its norm, times `scale`; zero for a zero kernel."""
         norm = norm * self.gain_for(kernel.shape, geometry)
-        return kernel * (self.scale / ops.where(norm == 0.0, 1.0, norm))
+        factor = self.scale / ops.where(norm == 0.0, 1.0, norm)
+        return kernel * ops.cast(factor, kernel.dtype)
 
     def get_config(self):
         return {

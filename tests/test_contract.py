@@ -474,7 +474,7 @@ def test_mixed_precision(layer_name, normalizer_name, form, dtype):
         with pytest.raises(type(error)):
             plain(inputs)
         pytest.skip(f"Keras' own layer has no {compute} here: {error}")
-    assert keras.backend.standardize_dtype(outputs.dtype) == compute
+    assert keras.utils.standardize_dtype(outputs.dtype) == compute
     for index, norm in enumerate(layer.kernel_norms):
         kernel = norm.get_kernel()
         assert kernel.dtype == "float32"
@@ -491,6 +491,23 @@ def test_mixed_precision(layer_name, normalizer_name, form, dtype):
         expected,
         atol=epsilon * max(1.0, np.abs(expected).max()),
     )
+
+
+@pytest.mark.skipif(
+    BACKEND == "jax", reason="jax has no float64 by default; run elsewhere"
+)
+@each_form
+@each_normalizer
+def test_double_precision_is_kept(normalizer_name, form):
+    constructor, shape = LAYERS["san_conv2d"]
+    layer = constructor(
+        NORMALIZERS[normalizer_name](form=form), dtype="float64"
+    )
+    layer.build(shape)
+    kernel = to_numpy(kernels(layer)[0])
+    ratio = divided_kernels(layer)[0] / kernel
+    np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-14)
+    assert np.any(kernel != kernel.astype("float32"))
 
 
 # 6. The same numbers, to rounding, eager and compiled. (Two replicas: see

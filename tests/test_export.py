@@ -348,7 +348,7 @@ def test_mixed_precision(dtype, form):
     assert_plain(stripped)
     inputs = inputs_of(model)
     outputs = stripped(inputs)
-    assert keras.backend.standardize_dtype(outputs.dtype) == (
+    assert keras.utils.standardize_dtype(outputs.dtype) == (
         dtype.removeprefix("mixed_")
     )
     for weight in stripped.weights:

@@ -754,7 +754,7 @@ def test_a_wrapper_has_the_policy_and_regularizer_of_its_layer():
     copy = SANWrapper.from_config(layer.get_config())
     assert isinstance(copy.activity_regularizer, keras.regularizers.L2)
     outputs = copy(np.ones((2, 3), "float32"))
-    assert keras.backend.standardize_dtype(outputs.dtype) == "bfloat16"
+    assert keras.utils.standardize_dtype(outputs.dtype) == "bfloat16"
     assert len(copy.losses) == 1
 
 

@@ -135,7 +135,7 @@ def test_circular_pad_follows_the_configured_data_format():
 def test_circular_pad_keeps_the_dtype(dtype):
     inputs = ops.cast(np.arange(5).reshape(1, 5, 1), dtype)
     outputs = circular_pad(inputs, ((2, 1),), "channels_last")
-    assert keras.backend.standardize_dtype(outputs.dtype) == dtype
+    assert keras.utils.standardize_dtype(outputs.dtype) == dtype
     np.testing.assert_array_equal(
         ops.convert_to_numpy(ops.cast(outputs, "float32")).ravel(),
         [3, 4, 0, 1, 2, 3, 4, 0],

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_san import losses
-from keras_san.layers import flatten_layers, hold_norms
+from keras_san.layers import hold_norms
 
 
 class BaseGAN(keras.Model):
@@ -174,7 +174,15 @@ class BaseGAN(keras.Model):
             ValueError: if images do not fit the networks, or a norm is NaN
                 or infinite (on TensorFlow as a graph's
                 `InvalidArgumentError`, at the step where it happens).
+            NotImplementedError: on PyTorch.
         """
+        if not hasattr(self, "minimize"):
+            raise NotImplementedError(
+                "A GAN trains on TensorFlow and JAX. For those of its layers "
+                "that you train in a loop of your own see "
+                "`keras_san.hold_norms`. Received: the Keras backend "
+                f"{keras.config.backend()}"
+            )
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [*(callbacks or []), _StopWhenNotFinite()]
         return super().fit(*args, callbacks=callbacks, **kwargs)
@@ -397,19 +405,16 @@ class _StopWhenNotFinite(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if math.isfinite((logs or {}).get("loss", 0.0)):
             return
-        names = sorted(
-            {
-                norm.owner
-                for norm in flatten_layers(self.model.critic)
-                if hasattr(norm, "get_kernel")
-                and not np.all(np.isfinite(norm.get_kernel().numpy()))
-            }
-        )
+        names = [
+            variable.path
+            for variable in self.model.trainable_variables
+            if not np.all(np.isfinite(variable.numpy()))
+        ]
         raise ValueError(
             f"Training has diverged in epoch {epoch + 1}: the loss is "
-            f"{logs['loss']}, and the kernels of these layers of the critic "
-            f"hold NaN or infinity: {names}. Try a smaller learning rate, or "
-            "go back to a checkpoint."
+            f"{logs['loss']}, and these weights hold NaN or infinity: "
+            f"{names}. Try a smaller learning rate, or go back to a "
+            "checkpoint."
         )
 
 
