@@ -52,6 +52,8 @@ def strip(model):
 
 
 def _strip_layer(layer):
+    if not isinstance(layer, keras.layers.Layer):
+        return type(layer).from_config(layer.get_config())  # An operation.
     build_config = layer.get_build_config()
     if not isinstance(layer, (SANConv2D, SANDense, SANWrapper)):
         copy = type(layer).from_config(layer.get_config())

@@ -139,7 +139,7 @@ class KernelNormalization(keras.layers.Layer):
     def call(self, training=False):
         raw = self._read_kernel()
         kernel = ops.cast(raw, "float32")
-        if training and self.trainable and not norms_held():
+        if training and not norms_held():
             self._measure(ops.stop_gradient(kernel))
         norm = self.norm.value
         if training and self.normalizer.differentiable:
@@ -311,6 +311,9 @@ def _projected_initializer(layer, name, normalization):
 
 def _call_divided(owner, layer, call, training):
     """Runs `call()` while the layer's kernels read as the divided ones."""
+    # Not the trainability of the norms themselves: they are made when the
+    # layer is built, and it may have been frozen before.
+    training = bool(training) and owner.trainable and layer.trainable
     divided = {
         id(norm.get_kernel()): norm(training=training)
         for norm in owner.kernel_norms
@@ -319,10 +322,14 @@ def _call_divided(owner, layer, call, training):
     if not divided:
         return call()
     mapping = [(v, divided.get(id(v), v.value)) for v in layer.variables]
-    with keras.StatelessScope(state_mapping=mapping) as scope:
+    with keras.StatelessScope(mapping, collect_losses=True) as scope:
         before = [(v, scope.get_current_value(v)) for v in layer.variables]
         outputs = call()
-    # What else the layer has assigned (a random state, say) is to last.
+    # What else the layer has assigned (a random state, say) is to last, and
+    # what it has lost. New tensors, because Keras knows losses by identity
+    # and would count those of a wrapped layer twice.
+    for loss in scope.losses:
+        owner.add_loss(loss * 1.0)
     for variable, value in before:
         new = scope.get_current_value(variable)
         if new is not value:
@@ -415,14 +422,18 @@ def call_circular(layer, call, inputs):
         return outputs
     first = 1 if layer.data_format == "channels_last" else 2
     index = [slice(None)] * len(outputs.shape)
-    for axis, (offset, stride) in enumerate(zip(offsets, layer.strides)):
-        extent = ops.shape(inputs)[first + axis] * stride
-        index[first + axis] = slice(offset, offset + extent)
+    for axis, (offset, pair) in enumerate(zip(offsets, amounts)):
+        stride, k = layer.strides[axis], layer.kernel_size[axis]
+        # What follows the periodic result has a size of its own, whatever
+        # that of the image, which may be unknown.
+        reach = max((k - 1) * layer.dilation_rate[axis] + 1, stride)
+        after = (sum(pair) - 1) * stride + reach - offset
+        index[first + axis] = slice(offset, -after if after else None)
     return outputs[tuple(index)]
 
 
-def _circular_output_shape(layer, compute_output_shape, input_shape):
-    amounts, offsets = circular_settings(layer)
+def _padded_shape(layer, input_shape):
+    amounts, _ = circular_settings(layer)
     first = 1 if layer.data_format == "channels_last" else 2
     padded = list(input_shape)
     for axis, pair in enumerate(amounts, start=first):
@@ -438,8 +449,14 @@ def _circular_output_shape(layer, compute_output_shape, input_shape):
                 f"dilation_rate={layer.dilation_rate})"
             )
         padded[axis] += sum(pair)
-    shape = list(compute_output_shape(tuple(padded)))
+    return tuple(padded)
+
+
+def _circular_output_shape(layer, compute_output_shape, input_shape):
+    _, offsets = circular_settings(layer)
+    shape = list(compute_output_shape(_padded_shape(layer, input_shape)))
     if offsets is not None:
+        first = 1 if layer.data_format == "channels_last" else 2
         for axis, stride in enumerate(layer.strides, start=first):
             extent = input_shape[axis]
             shape[axis] = None if extent is None else extent * stride
@@ -525,6 +542,11 @@ class SANConv2D(_Normalized, keras.layers.Conv2D):
         normalizer="san",
         **kwargs,
     ):
+        if padding not in ("circular", "same", "valid"):
+            raise ValueError(
+                '`padding` must be "circular", "same" or "valid". '
+                f"Received: padding={padding!r}"
+            )
         circular = padding == "circular"
         super().__init__(
             filters,
@@ -639,8 +661,9 @@ class SANWrapper(keras.layers.Wrapper):
 
     def build(self, input_shape):
         def build(shape):
+            # Keras checks that the kernel fits into the image.
             if self.circular:
-                self.compute_output_shape(shape)
+                shape = _padded_shape(self.layer, shape)
             if not self.layer.built:
                 self.layer.build(shape)
 

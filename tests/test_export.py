@@ -336,8 +336,6 @@ def test_other_layers_keep_what_they_have_learned(form):
 @each_form
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(dtype, form):
-    if dtype == "mixed_float16" and BACKEND == "torch":
-        pytest.skip("float16 convolutions are not torch's on every CPU")
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
