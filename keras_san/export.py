@@ -7,9 +7,9 @@ from keras_san.layers import (
     SANConv2D,
     SANDense,
     SANWrapper,
-    call_circular,
     flatten_layers,
 )
+from keras_san.padding import call_circular
 
 
 def strip(model):
@@ -79,11 +79,11 @@ def _plain_layer(layer):
         return type(layer.layer).from_config(config)
     config = layer.get_config()
     del config["normalizer"]
+    if isinstance(layer, SANDense):
+        return keras.layers.Dense.from_config(config)
     if layer.circular:
         config["padding"] = "valid"
-        config["name"] = f"{layer.name}_valid"
-    cls = keras.layers.Conv2D if isinstance(layer, SANConv2D) else None
-    return (cls or keras.layers.Dense).from_config(config)
+    return keras.layers.Conv2D.from_config(config)
 
 
 def _copy_weights(layer, plain):

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import math
 import threading
 
 import keras
@@ -10,20 +9,20 @@ from keras import ops
 
 from keras_san import normalizers
 from keras_san.checks import require
-from keras_san.padding import circular_amounts, circular_pad
-
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
+from keras_san.padding import (
+    TRANSPOSED,
+    call_circular,
+    circular_output_shape,
+    padded_shape,
 )
+
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
     keras.layers.Conv3D,
-    *_TRANSPOSED,
+    *TRANSPOSED,
     *_DEPTHWISE,
     *_SEPARABLE,
 )
@@ -360,7 +359,7 @@ def _convolution(layer, name, input_shape):
         # One tap has the same transform at every frequency of any image.
         ones = (1,) * spatial_rank
         return normalizers.Convolution(ones, strides=ones, dilation_rate=ones)
-    transposed = isinstance(layer, _TRANSPOSED)
+    transposed = isinstance(layer, TRANSPOSED)
     channels_first = layer.data_format == "channels_first"
     spatial = input_shape[2:] if channels_first else input_shape[1:-1]
     if transposed and None not in spatial:
@@ -387,82 +386,6 @@ def _no_kernel_message(layer):
     )
 
 
-def circular_settings(layer):
-    """What to pad with, and where the result then begins in the output.
-
-    Args:
-        layer: A convolution of Keras that runs with `padding="valid"`.
-
-    Returns:
-        `(amounts, offsets)`: pairs `(before, after)` for each spatial axis of
-        the input; for transposed convolutions also the index at which the
-        periodic result starts in the output of the padded image, else `None`.
-    """
-    amounts = circular_amounts(layer.kernel_size, layer.dilation_rate)
-    if not isinstance(layer, _TRANSPOSED):
-        return amounts, None
-    # The transpose of the strided circular convolution: output pixel j gets
-    # tap t from input pixel (j + before - t) / stride.
-    padded = tuple(
-        (math.ceil(after / s), math.ceil(before / s))
-        for (before, after), s in zip(amounts, layer.strides)
-    )
-    offsets = tuple(
-        p[0] * s + before
-        for p, (before, _), s in zip(padded, amounts, layer.strides)
-    )
-    return padded, offsets
-
-
-def call_circular(layer, call, inputs):
-    """Runs `call(inputs)` as if images continued periodically."""
-    amounts, offsets = circular_settings(layer)
-    outputs = call(circular_pad(inputs, amounts, layer.data_format))
-    if offsets is None:
-        return outputs
-    first = 1 if layer.data_format == "channels_last" else 2
-    index = [slice(None)] * len(outputs.shape)
-    for axis, (offset, pair) in enumerate(zip(offsets, amounts)):
-        stride, k = layer.strides[axis], layer.kernel_size[axis]
-        # What follows the periodic result has a size of its own, whatever
-        # that of the image, which may be unknown.
-        reach = max((k - 1) * layer.dilation_rate[axis] + 1, stride)
-        after = (sum(pair) - 1) * stride + reach - offset
-        index[first + axis] = slice(offset, -after if after else None)
-    return outputs[tuple(index)]
-
-
-def _padded_shape(layer, input_shape):
-    amounts, _ = circular_settings(layer)
-    first = 1 if layer.data_format == "channels_last" else 2
-    padded = list(input_shape)
-    for axis, pair in enumerate(amounts, start=first):
-        if padded[axis] is None:
-            continue
-        if max(pair) > padded[axis]:
-            raise ValueError(
-                "A circular padding cannot be wider than the image that it "
-                "repeats. Use a smaller kernel or dilation, larger images, or "
-                f'padding="same". Received: padding={pair} on axis {axis} of '
-                f"an input of shape {tuple(input_shape)} (layer "
-                f"'{layer.name}', kernel_size={layer.kernel_size}, "
-                f"dilation_rate={layer.dilation_rate})"
-            )
-        padded[axis] += sum(pair)
-    return tuple(padded)
-
-
-def _circular_output_shape(layer, compute_output_shape, input_shape):
-    _, offsets = circular_settings(layer)
-    shape = list(compute_output_shape(_padded_shape(layer, input_shape)))
-    if offsets is not None:
-        first = 1 if layer.data_format == "channels_last" else 2
-        for axis, stride in enumerate(layer.strides, start=first):
-            extent = input_shape[axis]
-            shape[axis] = None if extent is None else extent * stride
-    return tuple(shape)
-
-
 class _Normalized:
     """What makes a subclass of a Keras layer normalize its own kernel."""
 
@@ -484,7 +407,7 @@ class _Normalized:
     def compute_output_shape(self, input_shape):
         compute = super().compute_output_shape
         if self.circular:
-            return _circular_output_shape(self, compute, input_shape)
+            return circular_output_shape(self, compute, input_shape)
         return compute(input_shape)
 
     def get_config(self):
@@ -663,7 +586,7 @@ class SANWrapper(keras.layers.Wrapper):
         def build(shape):
             # Keras checks that the kernel fits into the image.
             if self.circular:
-                shape = _padded_shape(self.layer, shape)
+                shape = padded_shape(self.layer, shape)
             if not self.layer.built:
                 self.layer.build(shape)
 
@@ -693,7 +616,7 @@ class SANWrapper(keras.layers.Wrapper):
     def compute_output_shape(self, input_shape):
         compute = self.layer.compute_output_shape
         if self.circular:
-            return _circular_output_shape(self.layer, compute, input_shape)
+            return circular_output_shape(self.layer, compute, input_shape)
         return compute(input_shape)
 
     def compute_mask(self, inputs, previous_mask=None):

@@ -1,9 +1,17 @@
 """Circular padding, under which Lemma 1 is exact."""
 
+import math
+
 import keras
 from keras import ops
 
 from keras_san.checks import require
+
+TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
 
 
 def circular_amounts(kernel_size, dilation_rate):
@@ -69,3 +77,85 @@ def circular_pad(inputs, amounts, data_format=None):
             pieces.append(take(slice(0, after)))
         inputs = ops.concatenate(pieces, axis=axis)
     return inputs
+
+
+def _amounts_and_offsets(layer):
+    """What to pad with, and where the result then begins in the output.
+
+    Args:
+        layer: A convolution of Keras that runs with `padding="valid"`.
+
+    Returns:
+        `(amounts, offsets)`: pairs `(before, after)` for each spatial axis of
+        the input; for transposed convolutions also the index at which the
+        periodic result starts in the output of the padded image, else `None`.
+    """
+    amounts = circular_amounts(layer.kernel_size, layer.dilation_rate)
+    if not isinstance(layer, TRANSPOSED):
+        return amounts, None
+    # The transpose of the strided circular convolution: output pixel j gets
+    # tap t from input pixel (j + before - t) / stride.
+    padded = tuple(
+        (math.ceil(after / s), math.ceil(before / s))
+        for (before, after), s in zip(amounts, layer.strides)
+    )
+    offsets = tuple(
+        p[0] * s + before
+        for p, (before, _), s in zip(padded, amounts, layer.strides)
+    )
+    return padded, offsets
+
+
+def call_circular(layer, call, inputs):
+    """Runs `call(inputs)` as if images continued periodically."""
+    amounts, offsets = _amounts_and_offsets(layer)
+    outputs = call(circular_pad(inputs, amounts, layer.data_format))
+    if offsets is None:
+        return outputs
+    first = 1 if layer.data_format == "channels_last" else 2
+    index = [slice(None)] * len(outputs.shape)
+    for axis, (offset, pair) in enumerate(zip(offsets, amounts)):
+        stride, k = layer.strides[axis], layer.kernel_size[axis]
+        # What follows the periodic result has a size of its own, whatever
+        # that of the image, which may be unknown.
+        reach = max((k - 1) * layer.dilation_rate[axis] + 1, stride)
+        after = (sum(pair) - 1) * stride + reach - offset
+        index[first + axis] = slice(offset, -after if after else None)
+    return outputs[tuple(index)]
+
+
+def padded_shape(layer, input_shape):
+    """The shape of the images with which `call_circular` runs the layer.
+
+    Raises:
+        ValueError: if more is to be added to one side than there is.
+    """
+    amounts, _ = _amounts_and_offsets(layer)
+    first = 1 if layer.data_format == "channels_last" else 2
+    padded = list(input_shape)
+    for axis, pair in enumerate(amounts, start=first):
+        if padded[axis] is None:
+            continue
+        if max(pair) > padded[axis]:
+            raise ValueError(
+                "A circular padding cannot be wider than the image that it "
+                "repeats. Use a smaller kernel or dilation, larger images, or "
+                f'padding="same". Received: padding={pair} on axis {axis} of '
+                f"an input of shape {tuple(input_shape)} (layer "
+                f"'{layer.name}', kernel_size={layer.kernel_size}, "
+                f"dilation_rate={layer.dilation_rate})"
+            )
+        padded[axis] += sum(pair)
+    return tuple(padded)
+
+
+def circular_output_shape(layer, compute_output_shape, input_shape):
+    """The shape of what `call_circular` returns."""
+    _, offsets = _amounts_and_offsets(layer)
+    shape = list(compute_output_shape(padded_shape(layer, input_shape)))
+    if offsets is not None:
+        first = 1 if layer.data_format == "channels_last" else 2
+        for axis, stride in enumerate(layer.strides, start=first):
+            extent = input_shape[axis]
+            shape[axis] = None if extent is None else extent * stride
+    return tuple(shape)
