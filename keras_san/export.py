@@ -16,7 +16,8 @@ def strip(model):
     """The same function in plain Keras layers.
 
     Kernels are divided by their norms once and for all. A circular layer
-    becomes a small `keras.Model` of its own, which pads and convolves.
+    becomes a small `keras.Model` of its own, which pads and convolves; for
+    images of unknown size it cannot check that they are as large as the pad.
 
     Args:
         model: A built `Sequential` or functional `keras.Model`, or a single

@@ -313,6 +313,13 @@ def _call_divided(owner, layer, call, training):
     # Not the trainability of the norms themselves: they are made when the
     # layer is built, and it may have been frozen before.
     training = bool(training) and owner.trainable and layer.trainable
+    for norm in owner.kernel_norms:
+        if not isinstance(norm.get_kernel(), keras.Variable):
+            raise ValueError(
+                "LoRA adds to a kernel what the normalization would not see. "
+                "Use `strip` first, and enable LoRA on the plain layer. "
+                f"Received: enable_lora() on layer {owner.name}"
+            )
     divided = {
         id(norm.get_kernel()): norm(training=training)
         for norm in owner.kernel_norms

@@ -1153,3 +1153,18 @@ def test_documented_alignment():
             np.roll(inputs, (before, before), (1, 2)),
             rtol=1e-6,
         )
+
+
+@each_form
+@pytest.mark.parametrize("wrap", [True, False])
+def test_lora_is_refused(form, wrap):
+    san = normalizers.SparsityAware(form=form)
+    layer = (
+        SANWrapper(layers.Dense(3), san)
+        if wrap
+        else SANDense(3, normalizer=san)
+    )
+    layer.build((None, 4))
+    (layer.layer if wrap else layer).enable_lora(2)
+    with pytest.raises(ValueError, match="Received: enable_lora"):
+        layer(some_inputs((2, 4), 0))
