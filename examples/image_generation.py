@@ -62,7 +62,7 @@ def parse(argv=None):
         help="steps from one measurement of the norms to the next",
     )
     add("--width", type=float, default=0.25, help="factor on the channels")
-    add("--epochs", type=int, default=15)
+    add("--epochs", type=int, default=25)
     add("--steps-per-epoch", type=int, default=100)
     add("--batch-size", type=int, default=64)
     add("--learning-rate", type=float, default=5e-4)
