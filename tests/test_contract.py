@@ -484,6 +484,8 @@ def test_mixed_precision(layer_name, normalizer_name, form, dtype):
         np.testing.assert_allclose(
             to_numpy(norm.current()), expected, rtol=1e-5
         )
+        if form == "divide":  # As it was measured inside of the call.
+            np.testing.assert_allclose(to_numpy(norm.norm), expected, rtol=1e-5)
     epsilon = 0.01 if compute == "float16" else 0.05
     expected = to_numpy(reference(inputs))
     np.testing.assert_allclose(
@@ -832,6 +834,8 @@ def test_masks_pass():
             self.mask = mask
             return inputs
 
+    for plain in (layers.Conv2D(2, 3), layers.Dense(2)):
+        assert SANWrapper(plain).supports_masking == plain.supports_masking
     dense, spy = SANWrapper(layers.Dense(2)), Spy()
     spy.supports_masking = True
     spy(dense(layer(ops.convert_to_tensor(inputs))))
