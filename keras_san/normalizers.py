@@ -70,6 +70,10 @@ class Convolution:
 class Normalizer:
     """What the normalizers share. Use one of the subclasses.
 
+    A subclass says which matrices, in `convolution_matrices`, or which norm
+    it divides convolutions by. All divide dense layers by the top singular
+    value of their matrix.
+
     Args:
         scale: Positive float that the normalized kernel is multiplied by.
         update_interval: Int >= 1. In training, the norm is measured at every
@@ -117,7 +121,9 @@ class Normalizer:
 
         Empty if the norm is not made of singular values.
         """
-        raise NotImplementedError
+        if isinstance(geometry, Matrix):
+            return [geometry.matrices(kernel)]
+        return self.convolution_matrices(kernel, geometry)
 
     def draw(self, kernel_shape, geometry, seed):
         """The random choice that a measurement needs; `None` for none."""
@@ -232,9 +238,7 @@ class SparsityAware(Normalizer):
         self.ratio = ratio
         self.gain = gain
 
-    def matrices(self, kernel, geometry):
-        if isinstance(geometry, Matrix):
-            return [geometry.matrices(kernel)]
+    def convolution_matrices(self, kernel, geometry):
         return []
 
     def draw(self, kernel_shape, geometry, seed):
@@ -285,9 +289,7 @@ class Spectral(Normalizer):
         [Miyato et al., 2018](https://arxiv.org/abs/1802.05957), Algorithm 1.
     """
 
-    def matrices(self, kernel, geometry):
-        if isinstance(geometry, Matrix):
-            return [geometry.matrices(kernel)]
+    def convolution_matrices(self, kernel, geometry):
         kernel = geometry.standard(kernel)
         if geometry.transposed:
             return [norms.fan_out_matrix(kernel)]
@@ -316,9 +318,7 @@ class BidirectionalSpectral(Normalizer):
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773).
     """
 
-    def matrices(self, kernel, geometry):
-        if isinstance(geometry, Matrix):
-            return [geometry.matrices(kernel)]
+    def convolution_matrices(self, kernel, geometry):
         kernel = geometry.standard(kernel)
         return [norms.fan_in_matrix(kernel), norms.fan_out_matrix(kernel)]
 
@@ -346,9 +346,7 @@ class ConvSpectral(Normalizer):
         [Sedghi, Gupta and Long, 2018](https://arxiv.org/abs/1805.10408).
     """
 
-    def matrices(self, kernel, geometry):
-        if isinstance(geometry, Matrix):
-            return [geometry.matrices(kernel)]
+    def convolution_matrices(self, kernel, geometry):
         return [
             norms.fourier_blocks(
                 geometry.standard(kernel), **self._settings(geometry)
