@@ -129,13 +129,16 @@ def main(argv=None):
         return keras.optimizers.Adam(args.learning_rate, beta_1=0.5, beta_2=0.9)
 
     gan.compile(adam(), adam())
-    start_epoch = open_run(run, args)
     batches = data.batches(
         images,
         args.batch_size * args.critic_steps,
         seed=args.seed,
-        start_step=start_epoch * args.steps_per_epoch,
+        start_step=finished_epochs(run) * args.steps_per_epoch,
     )
+    # Only now, that nothing about the arguments can be wrong any more.
+    os.makedirs(run, exist_ok=True)
+    with open(os.path.join(run, "settings.json"), "w") as file:
+        json.dump(settings(args), file, indent=1)
     gan.fit(
         batches,
         epochs=args.epochs,
@@ -209,11 +212,8 @@ def check_run(run, args):
         )
 
 
-def open_run(run, args):
-    """Makes the folder of a run, and finds the epoch to begin with."""
-    os.makedirs(run, exist_ok=True)
-    with open(os.path.join(run, "settings.json"), "w") as file:
-        json.dump(settings(args), file, indent=1)
+def finished_epochs(run):
+    """How many epochs the backup of a run has behind it."""
     path = os.path.join(backup_folder(run), "training_metadata.json")
     if not os.path.exists(path):
         return 0

@@ -97,6 +97,9 @@ def test_bad_data_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match="multiple of 8"):
         run(out, "--resize", "20")
     assert not out.exists()
+    with pytest.raises(ValueError, match="batch_size=4000"):
+        run(out, "--batch-size", "4000")
+    assert not out.exists()
 
 
 def test_not_square(tmp_path):
