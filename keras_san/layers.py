@@ -576,7 +576,8 @@ class SANWrapper(keras.layers.Wrapper):
                 f"{layer.dtype_policy}"
             )
         kwargs.setdefault("activity_regularizer", layer.activity_regularizer)
-        kwargs.setdefault("name", f"san_{layer.name}")
+        # Not `san_...`: `SANConv2D` takes such names.
+        kwargs.setdefault("name", f"{layer.name}_san")
         super().__init__(
             layer, dtype=layer.dtype_policy, autocast=layer.autocast, **kwargs
         )

@@ -89,12 +89,12 @@ def test_kernel_norms():
     )
     norms = callbacks.kernel_norms(model)
     assert list(norms) == [
-        "norm/san_one",
-        "norm/san_two/depthwise_kernel",
-        "norm/san_two/pointwise_kernel",
-        "norm/san_three",
+        "norm/one_san",
+        "norm/two_san/depthwise_kernel",
+        "norm/two_san/pointwise_kernel",
+        "norm/three_san",
     ]
     kernel = to_numpy(model.layers[0].layer.kernel)
     expected = 1.3 * sparsity_aware(kernel, (6, 6), (1, 1))
-    np.testing.assert_allclose(norms["norm/san_one"], expected, rtol=1e-5)
-    np.testing.assert_allclose(norms["norm/san_three"], 0.7, rtol=1e-5)
+    np.testing.assert_allclose(norms["norm/one_san"], expected, rtol=1e-5)
+    np.testing.assert_allclose(norms["norm/three_san"], 0.7, rtol=1e-5)

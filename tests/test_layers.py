@@ -1168,3 +1168,17 @@ def test_lora_is_refused(form, wrap):
     (layer.layer if wrap else layer).enable_lora(2)
     with pytest.raises(ValueError, match="Received: enable_lora"):
         layer(some_inputs((2, 4), 0))
+
+
+def test_default_names_do_not_clash():
+    keras.utils.clear_session()  # Names count from the start of a process.
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            SANConv2D(2, 3),
+            SANWrapper(layers.Conv2D(2, 3)),
+            SANDense(2),
+            SANWrapper(layers.Dense(2)),
+        ]
+    )
+    assert len({layer.name for layer in model.layers}) == 4

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import keras
 import pytest
 from helpers import BACKEND
 from PIL import Image
@@ -33,6 +34,7 @@ def test_snippets(tmp_path, monkeypatch):
     """In the order of the page: each may use what came before."""
     monkeypatch.chdir(tmp_path)
     assert len(PYTHON) == 4
+    keras.utils.clear_session()  # As in the fresh process of a reader.
     namespace = {}
     for text in PYTHON:
         exec(compile(text, "README.md", "exec"), namespace)
