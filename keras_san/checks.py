@@ -40,3 +40,11 @@ def check_positive(name, value, alternative=""):
             f"`{name}` must be a positive number{alternative}. "
             f"Received: {name}={value!r}"
         )
+
+
+def check_count(name, value, least=1):
+    """Raises a `ValueError` unless `value` is an int of at least `least`."""
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(
+            f"`{name}` must be an int >= {least}. Received: {name}={value!r}"
+        )

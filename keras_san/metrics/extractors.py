@@ -1,0 +1,230 @@
+"""Classifiers that the metrics see images through.
+
+An extractor is a callable from images to a pair of float arrays, features
+`(n, d)` and logits `(n, classes)`, with an attribute `label` that tells its
+numbers from those of the Inception network: values compare under one
+extractor only.
+"""
+
+import os
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
+
+
+class KerasExtractor:
+    """Any Keras classifier with a layer of features and one of logits.
+
+    Its numbers are labelled `judge_`: they do not compare with published
+    ones.
+
+    Args:
+        model: A Keras model, or the path of one, which takes images
+            `(n, height, width, channels)` in [-1, 1].
+        features: String, the layer whose output `(n, d)` FID and KID see.
+        logits: String, the layer whose output `(n, classes)`, before any
+            softmax, the Inception score sees.
+        batch_size: Int, how many images it sees at once.
+
+    Raises:
+        ValueError: if there is no such file or layer.
+    """
+
+    label = "judge_"
+
+    def __init__(
+        self, model, features="features", logits="logits", batch_size=250
+    ):
+        if not isinstance(model, keras.Model):
+            model = _load(model)
+        for name in (features, logits):
+            if name not in [layer.name for layer in model.layers]:
+                raise ValueError(
+                    f"The extractor has no layer named {name!r}. Name its "
+                    "layers of features and logits: KerasExtractor(model, "
+                    "features=..., logits=...). Received: a model with the "
+                    f"layers {[layer.name for layer in model.layers]}"
+                )
+        self.name = model.name
+        self.batch_size = batch_size
+        self.model = keras.Model(
+            model.inputs[0],
+            [model.get_layer(features).output, model.get_layer(logits).output],
+        )
+        self.model.trainable = False
+
+    def __call__(self, images):
+        """Images, as `to_levels` takes them, to `(features, logits)`."""
+        height, width, channels = self.model.input_shape[1:]
+
+        def extract(batch):
+            batch = to_levels(batch)
+            batch = _resize(batch, height, width, channels)
+            return self.model.predict_on_batch(batch)
+
+        return _in_batches(extract, images, self.batch_size)
+
+
+class InceptionExtractor:
+    """The Inception network that published scores come from.
+
+    The graph that TF-GAN distributes, with OpenAI's weights of 2015. Images
+    are resized to 299 x 299, bilinear without antialiasing.
+
+    Args:
+        path: String, a folder that holds a copy of the module
+            (`saved_model.pb` is in it), or `None` to get the module by
+            TensorFlow Hub, which downloads it unless it is in its cache.
+        batch_size: Int, how many images it sees at once.
+
+    Raises:
+        ValueError: if the module cannot be had.
+    """
+
+    label = ""
+    name = "inception"
+
+    def __init__(self, path=None, batch_size=50):
+        self.batch_size = batch_size
+        try:
+            self.module = _load_module(path)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                "The Inception network cannot be loaded. Pass the folder of "
+                f"a copy of {INCEPTION}, let TensorFlow Hub download it where "
+                "there is a network, or pass a Keras classifier of your own. "
+                f"Received: path={path!r} ({type(error).__name__}: {reason})"
+            ) from error
+
+    def __call__(self, images):
+        """Images, as `to_levels` takes them, to `(features, logits)`."""
+        import tensorflow as tf
+
+        def extract(batch):
+            batch = to_levels(batch)
+            if batch.shape[-1] == 1:
+                batch = np.repeat(batch, 3, axis=-1)
+            batch = tf.image.resize(batch, (299, 299))
+            outputs = self.module(batch)
+            return [
+                np.reshape(outputs[key].numpy(), (len(batch), -1))
+                for key in ("pool_3", "logits")
+            ]
+
+        return _in_batches(extract, images, self.batch_size)
+
+
+def to_levels(images):
+    """Images as a file of 8 bits would hold them, in [-1, 1].
+
+    Args:
+        images: Array `(n, height, width, channels)`, uint8, or floats in
+            [-1, 1].
+
+    Returns:
+        A float32 array of the same shape.
+
+    Raises:
+        ValueError: for images of other shapes or values.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4:
+        raise ValueError(
+            "Images must have the shape (n, height, width, channels). "
+            f"Received: shape {images.shape}"
+        )
+    if images.dtype != np.uint8:
+        low, high = float(images.min()), float(images.max())
+        # Not `low < -1`: NaN has to fail, too.
+        if not (low >= -1.001 and high <= 1.001):
+            raise ValueError(
+                "Images must be uint8, or floats in [-1, 1]. Received: "
+                f"{images.dtype} from {low} to {high}"
+            )
+        images = np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5)
+    return images.astype("float32") / np.float32(127.5) - np.float32(1.0)
+
+
+def get(identifier):
+    """An extractor from whatever names one.
+
+    Args:
+        identifier: `"inception"` (downloaded by TensorFlow Hub if it is not
+            in its cache), the path of a `.keras` file, the folder of a copy
+            of the Inception module, a Keras model, or an extractor.
+
+    Returns:
+        A callable from images to `(features, logits)`.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(identifier, keras.Model):
+        return KerasExtractor(identifier)
+    if callable(identifier):
+        return identifier
+    if identifier == "inception":
+        return InceptionExtractor()
+    if isinstance(identifier, (str, os.PathLike)):
+        if os.path.exists(os.path.join(identifier, "saved_model.pb")):
+            return InceptionExtractor(os.fspath(identifier))
+        return KerasExtractor(identifier)
+    raise ValueError(
+        'The extractor must be "inception", the path of a Keras classifier, '
+        "the folder of a copy of TF-GAN's Inception module, a Keras model, or "
+        f"a callable. Received: extractor={identifier!r}"
+    )
+
+
+def _load(path):
+    if not os.path.isfile(path):
+        raise ValueError(
+            "There is no such extractor. Pass the path of a Keras classifier "
+            "(a .keras file), the folder of a copy of TF-GAN's Inception "
+            'module (with saved_model.pb in it), or "inception". '
+            f"Received: {os.fspath(path)!r}"
+        )
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            "The extractor is not a Keras model that can be loaded. Received: "
+            f"{os.fspath(path)!r} ({reason})"
+        ) from error
+
+
+def _load_module(path):
+    import tensorflow as tf
+
+    if path is not None:
+        return tf.saved_model.load(path)
+    with warnings.catch_warnings():
+        # Of the age of setuptools, on which it depends.
+        warnings.simplefilter("ignore", UserWarning)
+        import tensorflow_hub
+
+    return tensorflow_hub.load(INCEPTION)
+
+
+def _resize(images, height, width, channels):
+    if images.shape[-1] == 1 and channels == 3:
+        images = np.repeat(images, 3, axis=-1)
+    if None in (height, width) or images.shape[1:3] == (height, width):
+        return images
+    return ops.image.resize(images, (height, width), "bilinear")
+
+
+def _in_batches(extract, images, batch_size):
+    if len(images) == 0:
+        raise ValueError("There are no images to look at. Received: none")
+    parts = [
+        extract(images[i : i + batch_size])
+        for i in range(0, len(images), batch_size)
+    ]
+    return tuple(np.concatenate(arrays) for arrays in zip(*parts))

@@ -1,0 +1,194 @@
+import importlib
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND
+from keras import layers
+
+from keras_san.metrics import extractors
+
+RNG = np.random.default_rng(0)
+
+
+def classifier(shape=(8, 8, 3), **names):
+    names = {"features": "features", "logits": "logits", **names}
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(name=names["features"]),
+            layers.Dropout(0.5),
+            layers.Dense(5, name=names["logits"]),
+            layers.Softmax(),
+        ]
+    )
+
+
+def expected(model, images):
+    layer = {layer.name: layer for layer in model.layers}
+    x = model.layers[0](images)
+    features = layer["features"](x)
+    return [
+        np.asarray(keras.ops.convert_to_numpy(y))
+        for y in (features, layer["logits"](features))
+    ]
+
+
+def noise(n, size=8, channels=3):
+    return RNG.integers(0, 256, (n, size, size, channels), "uint8")
+
+
+class TestLevels:
+    def test_uint8(self):
+        images = np.arange(256, dtype="uint8").reshape(1, 16, 16, 1)
+        levels = extractors.to_levels(images)
+        np.testing.assert_allclose(
+            levels.ravel(), np.linspace(-1, 1, 256), atol=1e-6
+        )
+        # Floats of the same levels are not changed.
+        np.testing.assert_array_equal(extractors.to_levels(levels), levels)
+
+    def test_rounds(self):
+        images = np.array([-1.0, -0.999, 0.5001, 1.0005]).reshape(1, 2, 2, 1)
+        levels = (extractors.to_levels(images).ravel() + 1.0) * 127.5
+        np.testing.assert_allclose(levels, [0, 0, 191, 255], atol=1e-4)
+
+    @pytest.mark.parametrize("bad", [255.0, -1.1, np.nan, np.inf])
+    def test_range(self, bad):
+        images = np.zeros((1, 2, 2, 1))
+        images[0, 1, 1] = bad
+        with pytest.raises(ValueError, match="uint8, or floats.*Received"):
+            extractors.to_levels(images)
+
+    def test_shape(self):
+        with pytest.raises(ValueError, match=r"shape \(3, 3, 1\)"):
+            extractors.to_levels(np.zeros((3, 3, 1)))
+
+
+class TestKeras:
+    def test_outputs(self):
+        model = classifier()
+        extractor = extractors.KerasExtractor(model, batch_size=3)
+        images = noise(8)
+        found = extractor(images)
+        for x, y in zip(found, expected(model, images / 127.5 - 1.0)):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+        assert found[0].shape == (8, 4) and found[1].shape == (8, 5)
+
+    def test_names(self):
+        model = classifier(features="f", logits="l")
+        extractors.KerasExtractor(model, features="f", logits="l")
+        with pytest.raises(ValueError, match="no layer named 'features'.*'f'"):
+            extractors.KerasExtractor(model)
+
+    def test_resizes_and_repeats_grey(self):
+        model = classifier()
+        images = np.full((2, 4, 4, 1), 100, "uint8")
+        found = extractors.KerasExtractor(model)(images)
+        large = np.full((2, 8, 8, 3), 100 / 127.5 - 1.0)
+        for x, y in zip(found, expected(model, large)):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+    def test_path(self, tmp_path):
+        path = tmp_path / "judge.keras"
+        model = classifier()
+        model.save(path)
+        images = noise(3)
+        for x, y in zip(
+            extractors.get(path)(images), extractors.get(model)(images)
+        ):
+            np.testing.assert_array_equal(x, y)
+        assert extractors.get(str(path)).label == "judge_"
+
+    def test_bad_paths(self, tmp_path):
+        with pytest.raises(ValueError, match="no such extractor.*nowhere"):
+            extractors.get(tmp_path / "nowhere.keras")
+        (tmp_path / "broken.keras").write_bytes(b"PK nonsense")
+        with pytest.raises(ValueError, match="cannot|not a Keras.*broken"):
+            extractors.get(tmp_path / "broken.keras")
+
+    def test_no_images(self):
+        with pytest.raises(ValueError, match="no images"):
+            extractors.KerasExtractor(classifier())(noise(0))
+
+
+class TestGet:
+    def test_callable(self):
+        def mine(images):
+            return images, images
+
+        assert extractors.get(mine) is mine
+
+    @pytest.mark.parametrize("bad", [None, 3, ["inception"]])
+    def test_anything_else(self, bad):
+        with pytest.raises(ValueError, match="Received: extractor="):
+            extractors.get(bad)
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow",
+    reason="the module is TensorFlow's on all backends; run on tensorflow",
+)
+class TestInception:
+    @pytest.fixture
+    def hub(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return importlib.import_module("tensorflow_hub")
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """A module that is called like TF-GAN's."""
+        import tensorflow as tf
+
+        class Module(tf.Module):
+            @tf.function(input_signature=[tf.TensorSpec((None, 299, 299, 3))])
+            def __call__(self, images):
+                corners = images[:, ::298, ::298, :]
+                return {
+                    "pool_3": tf.reduce_mean(corners, (1, 2), keepdims=True),
+                    "logits": tf.reshape(corners, (-1, 12)),
+                }
+
+        path = tmp_path / "module"
+        tf.saved_model.save(Module(), str(path))
+        return path
+
+    def test_local_copy(self, folder):
+        extractor = extractors.get(folder)
+        assert extractor.label == ""
+        extractor.batch_size = 2
+        images = noise(5)
+        features, logits = extractor(images)
+        # Bilinear, half-pixel centres: corners of the image stay corners.
+        corners = images[:, ::7, ::7] / 127.5 - 1.0
+        np.testing.assert_allclose(logits, corners.reshape(5, 12), atol=1e-5)
+        np.testing.assert_allclose(
+            features, corners.mean(axis=(1, 2)), atol=1e-5
+        )
+        grey = extractor(images[..., :1])[0]
+        np.testing.assert_allclose(grey, features[:, :1].repeat(3, 1), atol=1)
+        np.testing.assert_array_equal(grey[:, 0], grey[:, 1])
+
+    def test_hub(self, monkeypatch, hub):
+        """What cannot be downloaded here, is asked for as it should be."""
+        asked = []
+        monkeypatch.setattr(hub, "load", asked.append)
+        extractors.get("inception")
+        assert asked == ["https://tfhub.dev/tensorflow/tfgan/eval/inception/1"]
+
+    def test_no_network(self, monkeypatch, hub):
+        def load(handle):
+            raise OSError("no route to host\nand more")
+
+        monkeypatch.setattr(hub, "load", load)
+        with pytest.raises(ValueError, match="copy of.*no route to host"):
+            extractors.get("inception")
+
+    def test_not_a_module(self, tmp_path):
+        (tmp_path / "saved_model.pb").write_bytes(b"nonsense")
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            extractors.get(tmp_path)
