@@ -7,6 +7,14 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
+# The split and the size that are read where none is asked for, and the filter
+# by which images are resized. For STL-10 all three are those of mimicry.
+_DEFAULTS = {
+    "digits": ("train", 32, Image.Resampling.BICUBIC),
+    "stl10": ("unlabelled", 48, Image.Resampling.BILINEAR),
+}
+_DEFAULTS_OF_OTHERS = ("train", None, Image.Resampling.BICUBIC)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
@@ -28,9 +36,7 @@ class Images:
         return len(self.images)
 
 
-def load(
-    name="digits", split="train", resize=None, data_dir=None, download=False
-):
+def load(name="digits", split=None, resize=None, data_dir=None, download=False):
     """Reads a whole dataset into memory.
 
     Transparent pixels turn white, 16 bits per channel turn into 8, and a
@@ -44,9 +50,12 @@ def load(
             files; if all lie in sub-folders, those are the classes. Any
             other name is one of tensorflow-datasets.
         split: String, as tensorflow-datasets writes it, for instance
-            `"train[:1000]"`. Digits and folders have `"train"` only.
-        resize: Int `N`: the central square of each image, resized to N x N.
-            `None` leaves the images as they are.
+            `"train[:1000]"`. Digits and folders have `"train"` only. `None`
+            stands for `"train"`, and for `"unlabelled"` in `"stl10"`.
+        resize: Int `N`: the central square of each image, resized to N x N by
+            PIL's bicubic filter, or for `"stl10"` by its bilinear one. `None`
+            stands for 48 in `"stl10"`, whose images have 96 x 96 pixels, and
+            leaves those of other datasets as they are.
         data_dir: String. Where tensorflow-datasets keeps its datasets.
             `None` stands for its own default.
         download: Boolean. Whether tensorflow-datasets may download and
@@ -57,14 +66,21 @@ def load(
 
     Raises:
         ValueError: if there is no such dataset, if it has fewer than two
-            images or images of several sizes, or if a file is no image.
+            images or images of several sizes, if a file is no image, or if
+            files of tensorflow-datasets are missing or damaged.
     """
     name = os.fspath(name)
     if resize is not None and resize < 1:
         raise ValueError(
             f"`resize` must be a positive integer. Received: resize={resize}"
         )
-    if name != "digits" and not os.path.isdir(name):
+    folder = name != "digits" and os.path.isdir(name)
+    # tensorflow-datasets takes a version too, as in "stl10:1.0.0".
+    known = None if folder else name.partition(":")[0]
+    defaults = _DEFAULTS.get(known, _DEFAULTS_OF_OTHERS)
+    split = defaults[0] if split is None else split
+    resize = defaults[1] if resize is None else resize
+    if not folder and name != "digits":
         items, num_classes = _tfds(name, split, data_dir, download)
     elif split != "train":
         raise ValueError(
@@ -73,16 +89,13 @@ def load(
         )
     elif name == "digits":
         items, num_classes = _digits()
-        resize = resize or 32
     else:
         items, num_classes = _folder(name)
 
     arrays, labels, first = [], [], None
     for where, image, label in items:
         if resize:
-            image = ImageOps.fit(
-                image, (resize, resize), Image.Resampling.BICUBIC
-            )
+            image = ImageOps.fit(image, (resize, resize), defaults[2])
         size = f"{image.width} x {image.height}"
         first = first or (where, size)
         if size != first[1]:
@@ -145,8 +158,8 @@ def batches(images, batch_size, seed=0, start_step=0, with_labels=False):
     if with_labels and images.labels is None:
         raise ValueError(
             "These images have no labels. Sort the files into one sub-folder "
-            "a class, choose another dataset, or train without labels. "
-            f"Received: with_labels=True with {images.name!r}"
+            "a class, choose another dataset or split, or train without "
+            f"labels. Received: with_labels=True with {images.name!r}"
         )
     # Where there is a GPU, a dataset would by default be copied there.
     with tf.device("CPU"):
@@ -211,6 +224,7 @@ def _folder(path):
 
 
 def _tfds(name, split, data_dir, download):
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     try:
@@ -241,8 +255,12 @@ def _tfds(name, split, data_dir, download):
     labelled = isinstance(label, tfds.features.ClassLabel)
     # Reading in batches is faster, but batches need images of one size.
     batch_size = 1 if None in image.shape else 256
+    # By default small datasets are kept in memory once more, uncompressed.
+    read_config = tfds.ReadConfig(try_autocache=False)
     try:
-        dataset = builder.as_dataset(split=split, batch_size=batch_size)
+        dataset = builder.as_dataset(
+            split=split, batch_size=batch_size, read_config=read_config
+        )
     except ValueError as error:
         raise ValueError(
             f"The dataset has the splits {sorted(builder.info.splits)}. Pass "
@@ -252,15 +270,51 @@ def _tfds(name, split, data_dir, download):
 
     def items():
         i = 0
-        for examples in tfds.as_numpy(dataset):
-            for j, array in enumerate(examples["image"]):
-                # PIL wants two dimensions where there is one channel.
-                array = array[..., 0] if array.shape[-1] == 1 else array
-                image = _plain(Image.fromarray(array))
-                yield f"image {i}", image, labelled and examples["label"][j]
-                i += 1
+        try:
+            for examples in tfds.as_numpy(dataset):
+                for j, array in enumerate(examples["image"]):
+                    # PIL wants two dimensions where there is one channel.
+                    array = array[..., 0] if array.shape[-1] == 1 else array
+                    image = _plain(Image.fromarray(array))
+                    yield f"image {i}", image, labelled and examples["label"][j]
+                    i += 1
+        except tf.errors.OpError as error:
+            # TensorFlow does not say in which file.
+            damages = _damages(builder.info, split)
+            if not damages:
+                raise
+            raise ValueError(
+                "Files of the dataset are missing or damaged. Copy them anew, "
+                "or delete the dataset's folder and pass `--download`. "
+                f"Received: {name!r}, where {', and '.join(damages)}"
+            ) from error
 
     return items(), label.num_classes if labelled else None
+
+
+def _damages(info, split):
+    """Lists in words what is wrong with the files of a split."""
+    import tensorflow as tf
+
+    damages = []
+    for file in info.splits[split].file_instructions:
+        records = tf.data.TFRecordDataset(file.filename)
+        count = 0
+        try:
+            for _ in records.map(info.features.deserialize_example):
+                count += 1
+        except tf.errors.OpError as error:
+            damages.append(
+                f"image {count} of {file.filename!r} cannot be read "
+                f"({type(error).__name__})"
+            )
+        else:
+            if count != file.examples_in_shard:
+                damages.append(
+                    f"{file.filename!r} has {count} images and should have "
+                    f"{file.examples_in_shard}"
+                )
+    return damages
 
 
 def _decode(path):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -38,18 +40,24 @@ def data_dir(tmp_path_factory):
     classes = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
 
     def prepare(name, images, labels, **features):
+        store(name, {"train": (images, labels)}, label=classes, **features)
+
+    def store(name, splits, num_shards=1, **features):
+        *_, key = features
         tfds.dataset_builders.store_as_tfds_dataset(
             name=name,
             version="1.0.0",
-            features=tfds.features.FeaturesDict({"label": classes, **features}),
+            features=tfds.features.FeaturesDict(features),
             split_datasets={
-                "train": [
-                    (key, dict.fromkeys(features, image) | {"label": label})
-                    for key, (image, label) in enumerate(zip(images, labels))
+                split: [
+                    (i, {key: image, "label": label})
+                    for i, (image, label) in enumerate(zip(*examples))
                 ]
+                for split, examples in splits.items()
             },
             data_dir=data_dir,
             disable_shuffling=True,
+            download_config=tfds.download.DownloadConfig(num_shards=num_shards),
         )
 
     image = tfds.features.Image(shape=(4, 6, 3), encoding_format="png")
@@ -59,10 +67,25 @@ def data_dir(tmp_path_factory):
     prepare("mixed", [noise(4, 4, 1), noise(4, 5, 1)], [1, 1], image=image)
     scalar = tfds.features.Scalar(np.float32)
     prepare("numbers", [1.0, 2.0], [1, 1], number=scalar)
+    # As tensorflow-datasets' own builder of that name describes it.
+    store(
+        "stl10",
+        {
+            "train": (STL10, [7, 0, 9]),
+            "test": (STL10[::-1], [9, 0, 7]),
+            "unlabelled": (STL10[1:], [-1, -1]),
+        },
+        label=tfds.features.ClassLabel(num_classes=10),
+        image=tfds.features.Image(shape=(96, 96, 3)),
+    )
+    image = tfds.features.Image(shape=(4, 6, 3), encoding_format="png")
+    examples = (noise(6, 4, 6, 3), [0] * 6)
+    store("sharded", {"train": examples}, 2, label=classes, image=image)
     return data_dir
 
 
 COLOURS = noise(3, 4, 6, 3)
+STL10 = noise(3, 96, 96, 3)
 
 
 ORDER = [[0, 3, 2], [5, 1, 4]]
@@ -171,6 +194,148 @@ class TestTensorflowDatasets:
     def test_no_images(self, data_dir):
         with pytest.raises(ValueError, match="no 8-bit images.*'numbers'"):
             data.load("numbers", data_dir=data_dir)
+
+
+class TestSTL10:
+    def test_default(self, data_dir):
+        loaded = data.load("stl10", data_dir=data_dir)
+        assert loaded.images.dtype == "uint8"
+        assert loaded.images.shape == (2, 48, 48, 3)
+        assert loaded.labels is None
+        assert loaded.num_classes is None
+        for image, large in zip(loaded.images, STL10[1:]):
+            small = Image.fromarray(large).resize((48, 48), Image.BILINEAR)
+            np.testing.assert_array_equal(image, small)
+
+    def test_version(self, data_dir):
+        loaded = data.load("stl10:1.0.0", data_dir=data_dir)
+        assert loaded.images.shape == (2, 48, 48, 3)
+
+    def test_split(self, data_dir):
+        loaded = data.load("stl10", "test", data_dir=data_dir)
+        assert loaded.images.shape == (3, 48, 48, 3)
+        np.testing.assert_array_equal(loaded.labels, [9, 0, 7])
+        assert loaded.num_classes == 10
+
+    def test_resize(self, data_dir):
+        loaded = data.load("stl10", resize=96, data_dir=data_dir)
+        np.testing.assert_array_equal(loaded.images, STL10[1:])
+        loaded = data.load("stl10", "train", resize=24, data_dir=data_dir)
+        assert loaded.images.shape == (3, 24, 24, 3)
+
+    def test_labelled_and_unlabelled(self, data_dir):
+        loaded = data.load("stl10", "train+unlabelled", data_dir=data_dir)
+        assert loaded.images.shape == (5, 48, 48, 3)
+        assert loaded.labels is None
+
+    def test_a_folder_of_that_name_is_a_folder(self, tmp_path, monkeypatch):
+        for i in range(2):
+            save(tmp_path / "stl10" / f"{i}.png", noise(5, 5))
+        monkeypatch.chdir(tmp_path)
+        assert data.load("stl10").images.shape == (2, 5, 5, 1)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def remove(path):
+    path.unlink()
+
+
+def change_records(path, change):
+    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    records = change(list(records))
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for record in records:
+            file.write(record)
+
+
+def drop_a_record(path):
+    change_records(path, lambda records: records[1:])
+
+
+def add_a_record(path):
+    change_records(path, lambda records: records + records[:1])
+
+
+def cut_an_image(path):
+    def cut_the_second(records):
+        example = tf.train.Example.FromString(records[1])
+        values = example.features.feature["image"].bytes_list.value
+        values[0] = values[0][:-30]
+        return [records[0], example.SerializeToString(), records[2]]
+
+    change_records(path, cut_the_second)
+
+
+class TestDamagedRecords:
+    @pytest.fixture
+    def files(self, data_dir, tmp_path):
+        """The two files, of three images each, of a copy of "sharded"."""
+        shutil.copytree(data_dir / "sharded", tmp_path / "sharded")
+        assert len(data.load("sharded", data_dir=tmp_path)) == 6
+        return sorted(tmp_path.glob("sharded/1.0.0/*tfrecord*"))
+
+    @pytest.mark.parametrize(
+        "damage, message",
+        [
+            (cut, "image 2 of {} cannot be read (DataLossError)"),
+            (flip_a_bit, "image 1 of {} cannot be read (DataLossError)"),
+            (cut_an_image, "image 1 of {} cannot be read (InvalidArgument"),
+            (remove, "image 0 of {} cannot be read (NotFoundError)"),
+            (empty, "{} has 0 images and should have 3"),
+            (drop_a_record, "{} has 2 images and should have 3"),
+            (add_a_record, "{} has 4 images and should have 3"),
+        ],
+    )
+    def test_error(self, damage, message, files, tmp_path):
+        damage(files[1])
+        with pytest.raises(ValueError) as error:
+            data.load("sharded", data_dir=tmp_path)
+        assert "missing or damaged. Copy them anew" in str(error.value)
+        assert "Received: 'sharded', where " in str(error.value)
+        assert message.format(repr(str(files[1]))) in str(error.value)
+        assert str(error.value).count(str(files[1])) == 1
+        assert str(files[0]) not in str(error.value)
+
+    def test_several_files(self, files, tmp_path):
+        cut(files[0])
+        empty(files[1])
+        with pytest.raises(ValueError, match=f"{files[0]}.* and .*{files[1]}"):
+            data.load("sharded", data_dir=tmp_path)
+
+    def test_a_part_that_is_whole(self, files, tmp_path):
+        cut(files[1])
+        assert len(data.load("sharded", "train[:5]", data_dir=tmp_path)) == 5
+        with pytest.raises(ValueError, match=f"image 2 of '{files[1]}'"):
+            data.load("sharded", "train[2:]", data_dir=tmp_path)
+
+    def test_another_split(self, data_dir, tmp_path):
+        shutil.copytree(data_dir / "stl10", tmp_path / "stl10")
+        (file,) = tmp_path.glob("stl10/1.0.0/*unlabelled*")
+        cut(file)
+        with pytest.raises(ValueError, match=f"image 1 of '{file}'"):
+            data.load("stl10", data_dir=tmp_path)
+        assert len(data.load("stl10", "train", data_dir=tmp_path)) == 3
+
+    def test_other_errors_pass(self, files, tmp_path, monkeypatch):
+        def no_memory(dataset):
+            raise tf.errors.ResourceExhaustedError(None, None, "no memory")
+
+        monkeypatch.setattr(tfds, "as_numpy", no_memory)
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            data.load("sharded", data_dir=tmp_path)
 
 
 class TestFolder:
