@@ -5,25 +5,38 @@ only be set before TensorFlow starts, and a process in which a distributed run
 has failed cannot run another.
 """
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from helpers import BACKEND
 
-pytestmark = pytest.mark.skipif(
+needs_tensorflow = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="tf.distribute is TensorFlow's"
 )
 
 START = """
-import contextlib, sys
+import contextlib, os, sys
 import numpy as np
-import keras, tensorflow as tf
+import keras
 from keras import layers
 import keras_san
 from keras_san import SANConv2D, SANDense, SANWrapper, normalizers
+
+results = {}
+
+def images(n):
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (n, 6, 6, 2)).astype("float32")
+"""
+
+MIRRORED = """
+import tensorflow as tf
 
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(
@@ -31,7 +44,6 @@ tf.config.set_logical_device_configuration(
 )
 mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert mirrored.num_replicas_in_sync == 2
-results = {}
 
 def scope(strategy):
     return strategy.scope() if strategy else contextlib.nullcontext()
@@ -63,10 +75,6 @@ def keep(name, strategy, model, history):
             results[f"{name}/replicas/{variable.path}/{i}"] = np.stack(
                 [copy.numpy() for copy in copies]
             )
-
-def images(n):
-    rng = np.random.default_rng(0)
-    return rng.uniform(-1, 1, (n, 6, 6, 2)).astype("float32")
 """
 
 CRITIC = """
@@ -138,29 +146,38 @@ results["drift_expected"] = np.linalg.norm(kernel.reshape(-1, 2), 2)
 np.savez(sys.argv[1], **results)
 """
 
-GAN = """
-def make_gan(form, **settings):
+NETWORKS = """
+def make_gan(form, num_classes=None, **settings):
     make = lambda: normalizers.SparsityAware(form=form)
+    labels = [keras.Input((), dtype="int32")] if num_classes else []
     latents = keras.Input((5,))
     # Without batch normalization: its statistics are those of a replica.
     x = layers.Dense(3 * 3 * 4, activation="relu")(latents)
+    if labels:
+        x = layers.Add()([x, layers.Embedding(num_classes, 36)(labels[0])])
     x = layers.Reshape((3, 3, 4))(x)
     x = layers.Conv2DTranspose(2, 4, 2, "same", activation="tanh")(x)
-    generator = keras.Model(latents, x)
-    critic = keras.Sequential([
-        keras.Input((6, 6, 2)),
-        SANConv2D(4, 3, normalizer=make()),
-        layers.LeakyReLU(0.1),
-        SANConv2D(4, 4, 2, normalizer=make(), kernel_regularizer="l2"),
-        layers.Flatten(),
-        SANDense(1, normalizer=normalizers.Spectral(form=form)),
-    ])
+    generator = keras.Model([latents, *labels] if labels else latents, x)
+    inputs = keras.Input((6, 6, 2))
+    y = SANConv2D(4, 3, normalizer=make())(inputs)
+    y = layers.LeakyReLU(0.1)(y)
+    y = SANConv2D(4, 4, 2, normalizer=make(), kernel_regularizer="l2")(y)
+    y = layers.Flatten()(y)
+    if labels:
+        y = layers.Concatenate()(
+            [y, layers.Embedding(num_classes, 4)(labels[0])]
+        )
+    y = SANDense(1, normalizer=normalizers.Spectral(form=form))(y)
+    critic = keras.Model([inputs, *labels] if labels else inputs, y)
+    settings["num_classes"] = num_classes
     gan = keras_san.GAN(generator, critic, latent_dim=5, seed=3, **settings)
     # Not Adam: where a gradient is zero but for rounding, it would take whole
     # steps in directions that differ from run to run.
     gan.compile(keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05))
     return gan
+"""
 
+GANS = """
 CASES = {
     "divide": {"form": "divide"},
     "project": {"form": "project"},
@@ -182,19 +199,205 @@ np.savez(sys.argv[1], **results)
 """
 
 
-def run(script, path):
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    paths = [os.environ.get("PYTHONPATH", ""), package]
-    result = subprocess.run(
-        [sys.executable, "-c", START + script, str(path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        timeout=600,
+# The same script on one device and on each of two workers. In the middle of
+# the training the first worker alone makes images and writes a file.
+WORKER = """
+import tensorflow as tf
+from examples import data
+
+path = sys.argv[1]
+strategy = None
+if "TF_CONFIG" in os.environ:
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    assert strategy.num_replicas_in_sync == 2
+
+pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 2), "uint8")
+noise = data.Images("noise", pixels, np.arange(20, dtype="int32") % 3, 3)
+
+# Each replica divides its own part of a batch among the critic's updates.
+order = [0, 1, 4, 5, 2, 3, 6, 7] if strategy is None else range(8)
+
+def batches(**settings):
+    return data.batches(noise, 8, seed=1, **settings)
+
+CASES = {
+    "divide": ({"form": "divide"}, batches()),
+    "labels": (
+        {"form": "divide", "ema": 0.9, "num_classes": 3},
+        batches(with_labels=True),
+    ),
+    "arrays": ({"form": "project"}, images(24)),
+    "steps": (
+        {
+            "form": "divide",
+            "critic_steps": 2,
+            "penalty": keras_san.losses.GradientPenalty(),
+        },
+        batches().map(lambda x: tf.gather(x, list(order))),
+    ),
+}
+
+class Watch(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        assert all(np.ndim(value) == 0 for value in logs.values())
+
+    def on_epoch_end(self, epoch, logs=None):
+        assert len(logs) == 5
+        assert all(type(value) is float for value in logs.values())
+        if self.model.is_chief:
+            generated = self.model.generate(5, seed=0, batch_size=2)
+            results[f"{name}/generated/{epoch}"] = generated
+            if epoch == 0:
+                self.model.save_weights(f"{path}.{name}.weights.h5")
+
+def keep(name, gan):
+    for i, weight in enumerate(gan.weights):
+        results[f"{name}/weight/{i:02}"] = weight.numpy()
+
+for name, (settings, inputs) in CASES.items():
+    # What a worker draws for itself, another does not.
+    keras.utils.set_random_seed(0)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        gan = make_gan(**settings)
+    history = gan.fit(
+        inputs,
+        # The first are for arrays, which else would be shuffled.
+        batch_size=8,
+        shuffle=False,
+        steps_per_epoch=3,
+        epochs=2,
+        verbose=0,
+        callbacks=[Watch()],
     )
-    assert result.returncode == 0, result.stderr[-4000:]
-    with np.load(path) as results:
-        return dict(results)
+    for key, values in history.history.items():
+        results[f"{name}/history/{key}"] = values
+    keep(name, gan)
+    results["is_chief"] = gan.is_chief
+
+    if name == "divide":
+        # By now the first worker has written its file.
+        gan.load_weights(sys.argv[2])
+        keep("loaded", gan)
+        gan.fit(batches(start_step=3), steps_per_epoch=3, verbose=0)
+        keep("resumed", gan)
+
+np.savez(path, **results)
+"""
+
+JAX = """
+import jax
+
+DEVICES = int(sys.argv[2])
+assert jax.device_count() == DEVICES
+if DEVICES == 2:
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+
+CASES = {
+    "divide": {"form": "divide", "ema": 0.9},
+    "project": {"form": "project", "critic_steps": 2},
+    "penalty": {
+        "form": "divide", "penalty": keras_san.losses.GradientPenalty()
+    },
+}
+
+class Generate(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        assert all(type(value) is float for value in logs.values())
+        generated = self.model.generate(5, seed=0, batch_size=2)
+        results[f"{name}/generated/{epoch}"] = generated
+
+for name, settings in CASES.items():
+    keras.utils.set_random_seed(0)
+    gan = make_gan(**settings)
+    history = gan.fit(
+        images(24),
+        batch_size=8,
+        shuffle=False,
+        epochs=2,
+        verbose=0,
+        callbacks=[Generate()],
+    )
+    for key, values in history.history.items():
+        results[f"{name}/history/{key}"] = values
+    for i, weight in enumerate(gan.weights):
+        assert len(weight.value.sharding.device_set) == DEVICES
+        results[f"{name}/weight/{i:02}"] = weight.numpy()
+    assert gan.is_chief
+
+np.savez(sys.argv[1], **results)
+"""
+
+
+def run(script, *commands, timeout=600):
+    """Runs a script in a process for each command, all at the same time.
+
+    Args:
+        script: String.
+        *commands: Pairs of a list of arguments, of which the first is the
+            file in which the script leaves its results, and a dict of
+            environment variables.
+        timeout: Number of seconds after which all are killed.
+
+    Returns:
+        A list of the results of each.
+    """
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = filter(None, [os.environ.get("PYTHONPATH"), package])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    processes, logs = [], []
+    deadline = time.monotonic() + timeout
+    try:
+        for arguments, variables in commands:
+            # Not a pipe, which may run full.
+            logs.append(f"{arguments[0]}.log")
+            with open(logs[-1], "w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", script, *map(str, arguments)],
+                        stdout=log,
+                        stderr=log,
+                        env={**environment, **variables},
+                    )
+                )
+        # One that has failed leaves others waiting for it.
+        while any(process.poll() is None for process in processes) and not any(
+            process.poll() for process in processes
+        ):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.kill()
+        codes = [process.wait() for process in processes]
+    for log in logs:
+        if any(codes):
+            with open(log) as file:
+                print(f"{log}:\n{file.read()[-4000:]}")
+    assert not any(codes), f"exit status or signal of each process: {codes}"
+    results = []
+    for arguments, _ in commands:
+        with np.load(arguments[0]) as file:
+            results.append(dict(file))
+    return results
+
+
+def free_ports(n):
+    sockets = [socket.socket() for _ in range(n)]
+    try:
+        for s in sockets:
+            s.bind(("localhost", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def assert_same(found, expected, key):
+    rtol, atol = (1e-4, 1e-6) if "/history/" in key else (1e-5, 1e-5)
+    np.testing.assert_allclose(
+        found, expected, rtol=rtol, atol=atol, err_msg=key
+    )
 
 
 def check(results, name):
@@ -202,16 +405,8 @@ def check(results, name):
     for key in results:
         if not key.startswith(f"{name}/one/"):
             continue
-        kind = key.split("/")[2]
-        compared.append(kind)
-        rtol, atol = (1e-4, 1e-6) if kind == "history" else (1e-5, 1e-5)
-        np.testing.assert_allclose(
-            results[key.replace("/one/", "/two/")],
-            results[key],
-            rtol=rtol,
-            atol=atol,
-            err_msg=key,
-        )
+        compared.append(key.split("/")[2])
+        assert_same(results[key.replace("/one/", "/two/")], results[key], key)
     assert {"history", "weight"} <= set(compared)
     ours = [k for k in results if k.startswith(f"{name}/two/replicas/")]
     for key in ours:
@@ -220,8 +415,10 @@ def check(results, name):
     return ours
 
 
+@needs_tensorflow
 def test_critics(tmp_path):
-    results = run(CRITIC, tmp_path / "results.npz")
+    command = [tmp_path / "results.npz"], {}
+    (results,) = run(START + MIRRORED + CRITIC, command)
     names = {key.split("/")[0] for key in results if "/one/" in key}
     assert len(names) == 5
     for name in names:
@@ -243,8 +440,10 @@ def test_critics(tmp_path):
     )
 
 
+@needs_tensorflow
 def test_gans(tmp_path):
-    results = run(GAN, tmp_path / "results.npz")
+    command = [tmp_path / "results.npz"], {}
+    (results,) = run(START + MIRRORED + NETWORKS + GANS, command)
     names = {key.split("/")[0] for key in results}
     assert names == {"divide", "project", "average", "penalty"}
     for name in names:
@@ -258,3 +457,72 @@ def test_gans(tmp_path):
             atol=1e-4,
             err_msg=name,
         )
+
+
+@needs_tensorflow
+def test_two_workers(tmp_path):
+    workers = [f"localhost:{port}" for port in free_ports(2)]
+    file = tmp_path / "worker_0.npz.divide.weights.h5"
+    commands = [
+        (
+            [tmp_path / "one.npz", tmp_path / "one.npz.divide.weights.h5"],
+            {"CUDA_VISIBLE_DEVICES": "-1"},
+        )
+    ]
+    for index in range(2):
+        task = {"type": "worker", "index": index}
+        config = {"cluster": {"worker": workers}, "task": task}
+        commands.append(
+            (
+                [tmp_path / f"worker_{index}.npz", file],
+                {"CUDA_VISIBLE_DEVICES": "-1", "TF_CONFIG": json.dumps(config)},
+            )
+        )
+    one, first, second = run(START + NETWORKS + WORKER, *commands)
+    assert one.pop("is_chief") and first.pop("is_chief")
+    assert not second.pop("is_chief")
+    # It has neither made images nor written files.
+    alone = {key for key in first if "/generated/" in key}
+    assert len(alone) == 2 * 4 and second.keys() == first.keys() - alone
+    assert not list(tmp_path.glob("worker_1*.h5"))
+    assert one.keys() == first.keys()
+    for key, expected in one.items():
+        assert_same(first[key], expected, key)
+    for key, value in second.items():
+        np.testing.assert_array_equal(value, first[key], err_msg=key)
+    # It has trained, and what was restored is not what it ended with.
+    for key in (key for key in one if key.startswith("divide/history/")):
+        assert np.ptp(one[key]) > 1e-4, key
+    weights = [key for key in one if key.startswith("divide/weight/")]
+    moved = 0.0
+    for key in weights:
+        loaded = one[key.replace("divide", "loaded")]
+        moved = max(moved, np.abs(loaded - one[key]).max())
+        resumed = key.replace("divide", "resumed")
+        assert_same(first[resumed], first[key], resumed)
+    assert moved > 1e-3
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="it is about JAX; runs there")
+def test_two_devices_of_jax(tmp_path):
+    commands = [
+        (
+            [tmp_path / f"{count}.npz", count],
+            {
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+            },
+        )
+        for count in (1, 2)
+    ]
+    one, two = run(START + NETWORKS + JAX, *commands)
+    assert one.keys() == two.keys()
+    assert {key.split("/")[0] for key in one} == {
+        "divide",
+        "project",
+        "penalty",
+    }
+    for key, expected in one.items():
+        assert_same(two[key], expected, key)
+        if "/history/" in key:
+            assert np.ptp(expected) > 1e-4, key

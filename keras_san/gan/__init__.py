@@ -19,6 +19,16 @@ class GAN(_BackendGAN):
     update of the critic. The backends TensorFlow and JAX train; on PyTorch
     the layers work, and `fit` raises.
 
+    To train on several devices, build and compile it inside of the `scope()`
+    of a `tf.distribute` strategy, mirrored or multi-worker, or on JAX after
+    `keras.distribution.set_distribution(keras.distribution.DataParallel())`.
+    Batches are those of all devices together, each of which gets a part (on
+    TensorFlow the `critic_steps` then divide that part). All workers of a
+    `MultiWorkerMirroredStrategy` call `fit` with the same dataset in the same
+    order (seed what shuffles) and leave its auto-sharding on; callbacks write
+    files where `is_chief`. Batch normalization keeps statistics of its own in
+    each replica of TensorFlow unless it is made with `synchronized=True`.
+
     Args:
         generator: A built `keras.Model` from latent vectors
             `(batch, latent_dim)`, standard normal, to images

@@ -22,6 +22,9 @@ class BaseGAN(keras.Model):
       of images, through which gradients flow in turn; and
     - `shard(make, batch_size)`: where a step runs on several replicas, draws
       for all of them and returns the share of this one.
+
+    One that trains in several processes also overrides `is_chief`, and
+    `_sample(inputs)`, which makes one batch of images in this process alone.
     """
 
     def __init__(
@@ -155,6 +158,11 @@ class BaseGAN(keras.Model):
     def _sampler(self):
         return self.averaged_generator or self.generator
 
+    @property
+    def is_chief(self):
+        """Whether this process should write files: all but one should not."""
+        return True
+
     def fit(self, *args, callbacks=None, **kwargs):
         """`keras.Model.fit`, which also stops once a norm is not finite.
 
@@ -286,7 +294,10 @@ class BaseGAN(keras.Model):
         for average, weight in zip(
             self.averaged_generator.weights, self.generator.weights
         ):
-            average.assign(weight + decay * (average - weight))
+            if keras.backend.is_float_dtype(weight.dtype):
+                average.assign(weight + decay * (average - weight))
+            else:  # A counter, say, of a normalized layer.
+                average.assign(weight)
 
     def _check_data(self, images, labels):
         expected = tuple(self.generator.output_shape[1:])
@@ -311,6 +322,9 @@ class BaseGAN(keras.Model):
     def generate(self, num_images, labels=None, seed=None, batch_size=64):
         """New images, by the averaged generator if there is one.
 
+        One device of this process makes them: of several workers a single
+        one may call it, as a callback does on `is_chief`.
+
         Args:
             num_images: Int.
             labels: Of a conditional GAN `num_images` ints below
@@ -328,7 +342,7 @@ class BaseGAN(keras.Model):
         """
         rng = np.random.default_rng(seed)
         size = (num_images, self.latent_dim)
-        inputs = rng.standard_normal(size, dtype="float32")
+        latents = rng.standard_normal(size, dtype="float32")
         if self.num_classes is None:
             if labels is not None:
                 raise ValueError(
@@ -346,8 +360,20 @@ class BaseGAN(keras.Model):
                     f"`labels` must be {num_images} ints from 0 to "
                     f"{self.num_classes - 1}. Received: labels={labels}"
                 )
-            inputs = [inputs, labels]
-        return self._sampler.predict(inputs, batch_size=batch_size, verbose=0)
+        batches = []
+        for start in range(0, num_images, batch_size):
+            part = slice(start, start + batch_size)
+            batches.append(
+                self._sample(
+                    latents[part]
+                    if labels is None
+                    else [latents[part], labels[part]]
+                )
+            )
+        return np.concatenate(batches)
+
+    def _sample(self, inputs):
+        return self._sampler.predict_on_batch(inputs)
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

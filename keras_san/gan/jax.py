@@ -1,7 +1,10 @@
 """How a GAN trains on JAX."""
 
+import functools
+
 import jax
 import keras
+import numpy as np
 
 from keras_san.gan.base import BaseGAN
 
@@ -77,3 +80,32 @@ class JAXGAN(BaseGAN):
 
     def shard(self, make, batch_size):
         return make(batch_size)
+
+    @property
+    def is_chief(self):
+        return jax.process_index() == 0
+
+    # Not `predict`: it distributes its data as `fit` does, so that each batch
+    # has to be a multiple of the devices, and all processes have to take part.
+    def _sample(self, inputs):
+        groups = (
+            self._sampler.trainable_variables,
+            self._sampler.non_trainable_variables,
+        )
+        values = [[v.value for v in variables] for variables in groups]
+        if all(v.is_fully_replicated for group in values for v in group):
+            values = [
+                [v.addressable_data(0) for v in group] for group in values
+            ]
+        return np.asarray(self._compiled_sampler(*values, inputs))
+
+    @functools.cached_property
+    def _compiled_sampler(self):
+        sampler = self._sampler
+
+        def run(trainable, others, inputs):
+            return sampler.stateless_call(
+                trainable, others, inputs, training=False
+            )[0]
+
+        return jax.jit(run)

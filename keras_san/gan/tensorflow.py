@@ -1,5 +1,7 @@
 """How a GAN trains on TensorFlow."""
 
+import functools
+
 import tensorflow as tf
 
 from keras_san.gan.base import BaseGAN
@@ -9,7 +11,35 @@ class TensorFlowGAN(BaseGAN):
     """Gradients by tape, replicas by `tf.distribute`."""
 
     def train_step(self, data):
-        return self.step(data)
+        logs = self.step(data)
+        if self._has_other_workers:
+            # Keras then takes the mean of what a step returns over its first
+            # axis, too, and fails where there is none.
+            logs = {name: value[None] for name, value in logs.items()}
+        return logs
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        # A GAN is built by its constructor. Keras would draw a batch to build
+        # it for, and average the batch over the replicas, which fails where
+        # several workers have pairs of images and labels.
+        pass
+
+    @property
+    def _has_other_workers(self):
+        strategy = self.distribute_strategy
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return False
+        here = len(strategy.extended.worker_devices)
+        return here < strategy.num_replicas_in_sync
+
+    @property
+    def is_chief(self):
+        resolver = self.distribute_strategy.cluster_resolver
+        if resolver is None or resolver.task_type != "worker":
+            return True
+        # Without a job of that name the first worker is the chief.
+        has_chief = "chief" in resolver.cluster_spec().jobs
+        return not has_chief and not resolver.task_id
 
     def minimize(self, compute_loss, network, optimizer):
         variables = network.trainable_variables
@@ -38,3 +68,22 @@ class TensorFlowGAN(BaseGAN):
         # way they also draw what one device would for the whole batch.
         start = replica.replica_id_in_sync_group * batch_size
         return make(batch_size * count)[start : start + batch_size]
+
+    # Not `predict`: its data are divided among all workers, which wait for
+    # each other.
+    def _sample(self, inputs):
+        return self._compiled_sampler(inputs).numpy()
+
+    @functools.cached_property
+    def _compiled_sampler(self):
+        sampler = self._sampler
+        signature = tf.TensorSpec((None, self.latent_dim), "float32")
+        if self.num_classes is not None:
+            signature = [signature, tf.TensorSpec((None,), "int32")]
+
+        @tf.function(input_signature=[signature])
+        def run(inputs):
+            return sampler(inputs, training=False)
+
+        # An attribute that is a `tf.function` would end up in SavedModels.
+        return lambda inputs: run(inputs)
