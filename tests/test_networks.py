@@ -1,12 +1,61 @@
+import inspect
+
+import keras
 import numpy as np
 import pytest
-from helpers import to_numpy
+from helpers import BACKEND, to_numpy
+from keras import layers
 
-from keras_san.networks import sngan
+import keras_san
+from keras_san import SANConv2D, SANDense, SANWrapper, normalizers
+from keras_san.networks import biggan, sngan
+
+NETWORKS = {
+    "cnn_generator": (sngan.generator, {"resolution": 16}),
+    "cnn_critic": (sngan.critic, {"resolution": 16}),
+    "cifar_generator": (sngan.resnet_generator, {}),
+    "cifar_critic": (sngan.resnet_critic, {}),
+    "stl_generator": (sngan.resnet_generator, {"resolution": 48}),
+    "stl_critic": (sngan.resnet_critic, {"resolution": 48, "last_block": True}),
+    "biggan_generator": (biggan.generator, {"resolution": 16}),
+    "biggan_critic": (biggan.critic, {"resolution": 16}),
+}
+FUNCTIONS = list(dict.fromkeys(f for f, _ in NETWORKS.values()))
+CRITICS = [sngan.critic, sngan.resnet_critic, biggan.critic]
+
+
+def make(name, **kwargs):
+    """A narrow network, of random weights: also those that start at zero."""
+    function, settings = NETWORKS[name]
+    model = function(width=0.02, **settings, **kwargs)
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        for weight in layer.weights:
+            if weight.name == "moving_variance":
+                weight.assign(rng.uniform(0.5, 2.0, weight.shape))
+            elif weight.trainable or weight.name == "moving_mean":
+                weight.assign(rng.normal(0.0, 0.5, weight.shape))
+    return model
+
+
+def some_inputs(model, n=3):
+    """Of each input of the model: floats, or labels."""
+    rng = np.random.default_rng(1)
+    arrays = [
+        rng.integers(0, 10, n).astype("int32")
+        if x.dtype == "int32"
+        else rng.uniform(-1, 1, (n, *x.shape[1:])).astype("float32")
+        for x in model.inputs
+    ]
+    return arrays if len(arrays) > 1 else arrays[0]
 
 
 def trainable_parameters(model):
     return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+
+
+def conv(kernel_size, inputs, outputs):
+    return kernel_size**2 * inputs * outputs + outputs
 
 
 @pytest.mark.parametrize(
@@ -37,6 +86,66 @@ def test_parameter_counts(resolution, generator, critic):
     assert trainable_parameters(sngan.critic(resolution)) == critic
 
 
+@pytest.mark.parametrize(
+    ("resolution", "filters", "parameters"),
+    [
+        (32, (256, 256, 256, 256), 4_276_739),
+        (48, (512, 256, 128, 64), 4_878_083),
+    ],
+)
+def test_parameter_counts_of_resnet_generators(resolution, filters, parameters):
+    """Counted by hand from Tables 4 and 5 of Miyato et al."""
+    expected = (128 + 1) * (resolution // 8) ** 2 * filters[0]
+    for a, b in zip(filters, filters[1:]):
+        batch_norms = 2 * a + 2 * b
+        expected += batch_norms + conv(3, a, b) + conv(3, b, b) + conv(1, a, b)
+    expected += 2 * filters[-1] + conv(3, filters[-1], 3)
+    assert expected == parameters
+    model = sngan.resnet_generator(resolution)
+    assert trainable_parameters(model) == parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "filters", "shortcuts", "parameters"),
+    [
+        ({}, (128, 128, 128, 128), 2, 1_053_824),
+        ({"resolution": 48}, (64, 128, 256, 512), 4, 4_859_072),
+        (
+            {"resolution": 48, "last_block": True},
+            (64, 128, 256, 512, 1024),
+            5,
+            19_542_720,
+        ),
+    ],
+)
+def test_parameter_counts_of_resnet_critics(
+    settings, filters, shortcuts, parameters
+):
+    """Counted by hand from Tables 4 and 5 of Miyato et al."""
+    pairs = list(zip((3, *filters), filters))
+    expected = sum(conv(3, a, b) + conv(3, b, b) for a, b in pairs)
+    expected += sum(conv(1, a, b) for a, b in pairs[:shortcuts])
+    assert expected + filters[-1] == parameters
+    model = sngan.resnet_critic(**settings)
+    assert trainable_parameters(model) == parameters
+
+
+def test_parameter_counts_of_biggan():
+    """Counted by hand from Brock et al.'s code for CIFAR-10."""
+    block = 2 * conv(3, 256, 256)
+    gains_and_biases = 2 * 2 * 10 * 256
+    expected = (128 + 1) * 4 * 4 * 256
+    expected += 3 * (block + conv(1, 256, 256) + gains_and_biases)
+    expected += 2 * 256 + conv(3, 256, 3)
+    assert expected == 4_304_387
+    assert trainable_parameters(biggan.generator()) == expected
+    expected = conv(3, 3, 256) + conv(3, 256, 256) + conv(1, 3, 256)
+    expected += block + conv(1, 256, 256) + 2 * block
+    expected += 256 + 1 + 10 * 256
+    assert expected == 4_207_361
+    assert trainable_parameters(biggan.critic()) == expected
+
+
 @pytest.mark.parametrize("normalizer", ["san", "sn", "bssn", "conv_sn", None])
 def test_shapes_and_ranges(normalizer):
     generator = sngan.generator(16, 1, latent_dim=4, width=0.05)
@@ -49,8 +158,420 @@ def test_shapes_and_ranges(normalizer):
     assert critic.layers[0].normalizer is None or normalizer
 
 
+@pytest.mark.parametrize(
+    ("networks", "resolution"),
+    [
+        ((sngan.resnet_generator, sngan.resnet_critic), 32),
+        ((sngan.resnet_generator, sngan.resnet_critic), 64),
+        ((biggan.generator, biggan.critic), 8),
+        ((biggan.generator, biggan.critic), 24),
+    ],
+)
+@pytest.mark.parametrize("normalizer", ["san", None])
+def test_shapes_and_ranges_of_resnets(networks, resolution, normalizer):
+    settings = {"channels": 1, "width": 0.02}
+    generator = networks[0](resolution, latent_dim=4, **settings)
+    critic = networks[1](resolution, normalizer=normalizer, **settings)
+    inputs = some_inputs(generator)
+    images = to_numpy(generator(inputs))
+    assert images.shape == (3, resolution, resolution, 1)
+    assert np.abs(images).max() <= 1.0
+    if isinstance(inputs, list):
+        assert critic([images, inputs[1]]).shape == (3, 1)
+    else:
+        assert critic(images).shape == (3, 1)
+
+
+# The networks once more, in NumPy.
+
+
+def affine(model, name):
+    """The kernel that a layer runs with, and its bias."""
+    layer = model.get_layer(name)
+    norms = getattr(layer, "kernel_norms", [])
+    layer = getattr(layer, "layer", layer)
+    embedding = isinstance(layer, layers.Embedding)
+    kernel = to_numpy(layer.embeddings if embedding else layer.kernel)
+    for norm in norms:
+        kernel = kernel / to_numpy(norm.norm)
+    bias = getattr(layer, "bias", None)
+    return kernel, 0.0 if bias is None else to_numpy(bias)
+
+
+def numpy_dense(model, name, x):
+    kernel, bias = affine(model, name)
+    return x @ kernel + bias
+
+
+def numpy_conv(model, name, x, mode):
+    kernel, bias = affine(model, name)
+    height, width = x.shape[1:3]
+    pad = kernel.shape[0] // 2
+    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode)
+    return bias + sum(
+        x[:, i : i + height, j : j + width] @ kernel[i, j]
+        for i, j in np.ndindex(kernel.shape[:2])
+    )
+
+
+def numpy_norm(model, name, x):
+    layer = model.get_layer(name)
+    x = x - to_numpy(layer.moving_mean)
+    x = x / np.sqrt(to_numpy(layer.moving_variance) + 1e-5)
+    if layer.scale:
+        return x * to_numpy(layer.gamma) + to_numpy(layer.beta)
+    return x
+
+
+def relu(x):
+    return np.maximum(x, 0.0)
+
+
+def double(x):
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def halve(x):
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height // 2, 2, width // 2, 2, channels)
+    return x.mean(axis=(2, 4))
+
+
+def numpy_generator(model, start, latents, labels=None):
+    def norm(name, x):
+        x = numpy_norm(model, name, x)
+        if labels is None:
+            return x
+        gain, bias = (
+            to_numpy(model.get_layer(f"{name}_{kind}").embeddings)[labels]
+            for kind in ("gain", "bias")
+        )
+        return x * (1.0 + gain[:, None, None]) + bias[:, None, None]
+
+    x = numpy_dense(model, "dense", latents)
+    x = x.reshape(len(x), start, start, -1)
+    for name in ("block_1", "block_2", "block_3"):
+        y = double(relu(norm(f"{name}_norm_1", x)))
+        y = numpy_conv(model, f"{name}_conv_1", y, "constant")
+        y = relu(norm(f"{name}_norm_2", y))
+        y = numpy_conv(model, f"{name}_conv_2", y, "constant")
+        x = y + numpy_conv(model, f"{name}_shortcut", double(x), "constant")
+    x = relu(numpy_norm(model, "norm", x))
+    return np.tanh(numpy_conv(model, "conv", x, "constant"))
+
+
+def numpy_critic(model, halved, shortcuts, images, labels=None):
+    x = images
+    for index, is_halved in enumerate(halved):
+        name = f"block_{index + 1}"
+        y = relu(x) if index else x
+        y = relu(numpy_conv(model, f"{name}_conv_1", y, "wrap"))
+        y = numpy_conv(model, f"{name}_conv_2", y, "wrap")
+        if index < shortcuts:
+            x = numpy_conv(model, f"{name}_shortcut", x, "wrap")
+        x = halve(y) + halve(x) if is_halved else y + x
+    features = relu(x).sum(axis=(1, 2))
+    logits = numpy_dense(model, "dense", features)
+    if labels is None:
+        return logits
+    classes = affine(model, "embedding")[0][labels]
+    return logits + np.sum(classes * features, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "in_numpy", "arguments"),
+    [
+        ("cifar_generator", numpy_generator, (4,)),
+        ("stl_generator", numpy_generator, (6,)),
+        ("biggan_generator", numpy_generator, (2,)),
+        ("cifar_critic", numpy_critic, ([True, True, False, False], 2)),
+        ("stl_critic", numpy_critic, ([True] * 4 + [False], 5)),
+        ("biggan_critic", numpy_critic, ([True, True, False, False], 2)),
+    ],
+)
+def test_residual_networks_are_those_of_the_papers(name, in_numpy, arguments):
+    model = make(name)
+    inputs = some_inputs(model)
+    arrays = inputs if isinstance(inputs, list) else [inputs]
+    expected = in_numpy(model, *arguments, *arrays)
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(
+        to_numpy(model(inputs)), expected, rtol=2e-3, atol=2e-4
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saving(name, tmp_path):
+    model = make(name)
+    inputs = some_inputs(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        to_numpy(loaded(inputs)), to_numpy(model(inputs))
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_strip(name):
+    model = make(name)
+    inputs = some_inputs(model)
+    stripped = keras_san.strip(model)
+    assert not any(
+        isinstance(layer, (SANConv2D, SANDense, SANWrapper))
+        for layer in stripped.layers
+    )
+    expected = to_numpy(model(inputs))
+    np.testing.assert_allclose(
+        to_numpy(stripped(inputs)),
+        expected,
+        rtol=1e-5,
+        atol=1e-5 * np.abs(expected).max(),
+    )
+
+
+@pytest.mark.parametrize("name", ["biggan_generator", "biggan_critic"])
+def test_labels_matter(name):
+    model = make(name)
+    inputs = some_inputs(model, n=1)
+    outputs = [
+        to_numpy(model([inputs[0], np.array([label], "int32")]))
+        for label in range(10)
+    ]
+    for index, output in enumerate(outputs):
+        for other in outputs[:index]:
+            assert np.abs(output - other).max() > 1e-4
+
+
+def normalized_layers(model):
+    return {
+        layer.name: layer.normalizer
+        for layer in model.layers
+        if isinstance(layer, (SANConv2D, SANDense, SANWrapper))
+    }
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "kind", "last"),
+    [
+        ("san", normalizers.SparsityAware, normalizers.Spectral),
+        ("bssn", normalizers.BidirectionalSpectral, normalizers.Spectral),
+        (None, type(None), type(None)),
+    ],
+)
+def test_what_the_biggan_critic_normalizes(normalizer, kind, last):
+    critic = biggan.critic(8, width=0.02, normalizer=normalizer)
+    blocks = {f"block_{i}_conv_{j}" for i in (1, 2, 3, 4) for j in (1, 2)}
+    blocks |= {"block_1_shortcut", "block_2_shortcut"}
+    found = normalized_layers(critic)
+    assert set(found) == {*blocks, "dense", "embedding"}
+    for name, found_normalizer in found.items():
+        assert type(found_normalizer) is (kind if name in blocks else last)
+
+
+def test_what_the_biggan_generator_normalizes():
+    generator = biggan.generator(8, width=0.02)
+    found = normalized_layers(generator)
+    assert len(found) == 3 * 3 + 2
+    assert {type(n) for n in found.values()} == {normalizers.Spectral}
+    plain = [
+        layer
+        for layer in generator.layers
+        if isinstance(layer, layers.Embedding)
+    ]
+    assert len(plain) == 3 * 2 * 2
+
+
+def test_one_normalizer_in_the_whole_resnet_critic():
+    critic = sngan.resnet_critic(width=0.02, normalizer="sn")
+    found = normalized_layers(critic)
+    assert len(found) == 2 * 4 + 2 + 1
+    assert {type(n) for n in found.values()} == {normalizers.Spectral}
+
+
+@pytest.mark.parametrize("padding", ["circular", "same"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_padding(critic, padding):
+    model = critic(width=0.02, padding=padding)
+    for layer in model.layers:
+        if isinstance(layer, SANConv2D):
+            assert layer.circular == (padding == "circular")
+            assert layer.get_config()["padding"] == padding
+
+
+@pytest.mark.parametrize("network", FUNCTIONS)
+def test_settings_of_batch_normalization(network):
+    for layer in network(width=0.02).layers:
+        if isinstance(layer, layers.BatchNormalization):
+            assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["cifar_generator", "cifar_critic"])
+def test_default_initializers_of_resnets(name):
+    """Glorot's, with a gain of the square root of 2 for 3x3 kernels."""
+    function, settings = NETWORKS[name]
+    model = function(width=0.5, **settings)
+    for layer in model.layers:
+        if not hasattr(layer, "kernel"):
+            continue
+        kernel = to_numpy(layer.kernel)
+        taps = int(np.prod(kernel.shape[:-2]))
+        limit = np.sqrt(6.0 / (taps * sum(kernel.shape[-2:])))
+        limit *= np.sqrt(2.0) if taps == 9 else 1.0
+        largest = np.abs(kernel).max()
+        # The largest of few draws, in the narrow last layer.
+        low = 0.98 if kernel.size > 1000 else 0.8
+        assert low * limit < largest <= limit * (1 + 1e-6), layer.name
+        if layer.bias is not None:
+            assert not np.any(to_numpy(layer.bias))
+
+
+@pytest.mark.parametrize("name", ["biggan_generator", "biggan_critic"])
+def test_default_initializers_of_biggan(name):
+    function, settings = NETWORKS[name]
+    model = function(width=0.5, **settings)
+    for weight in model.trainable_weights:
+        values = to_numpy(weight)
+        if weight.name in ("kernel", "embeddings"):
+            deviation = 0.02 * 4 / np.sqrt(2 * values.size)
+            assert abs(values.std() - 0.02) < deviation, weight.path
+            assert abs(values.mean()) < deviation, weight.path
+        elif weight.name in ("bias", "beta"):
+            assert not np.any(values)
+
+
+def kernels(model):
+    return {
+        weight.path: weight
+        for weight in model.trainable_weights
+        if weight.name in ("kernel", "embeddings")
+    }
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_kernel_settings(critic):
+    constraint = keras.constraints.MaxNorm(0.5)
+    settings = {
+        "kernel_initializer": keras.initializers.RandomNormal(stddev=0.1),
+        "kernel_constraint": constraint,
+        "kernel_regularizer": keras.regularizers.L2(0.25),
+    }
+    model = critic(width=0.1, **settings)
+    found = kernels(model)
+    assert len(found) == sum(
+        isinstance(layer, (SANConv2D, SANDense, SANWrapper))
+        for layer in model.layers
+    )
+    for path, kernel in found.items():
+        assert kernel.constraint is constraint, path
+        deviation = 0.1 * 4 / np.sqrt(2 * to_numpy(kernel).size)
+        assert abs(to_numpy(kernel).std() - 0.1) < deviation, path
+    expected = 0.25 * sum(np.sum(to_numpy(k) ** 2) for k in found.values())
+    losses = sum(to_numpy(loss) for loss in model.losses)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_one_initializer_draws_anew_for_each_layer(critic):
+    initializer = keras.initializers.RandomNormal(stddev=0.1)
+    model = critic(width=0.05, kernel_initializer=initializer)
+    corners = {to_numpy(k).ravel()[0] for k in kernels(model).values()}
+    assert len(corners) == len(kernels(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("batch", layers.BatchNormalization),
+        ("layer", layers.GroupNormalization),
+    ],
+)
+def test_activation_norm(name, kind):
+    critic = sngan.critic(16, width=0.1, normalizer=None, activation_norm=name)
+    kinds = [type(layer) for layer in critic.layers]
+    assert kinds == (
+        7 * [SANConv2D, kind, layers.LeakyReLU] + [layers.Flatten, SANDense]
+    )
+    images = some_inputs(critic, n=8)
+    critic(images, training=True)
+    maps = critic.layers[0](images)
+    norm = critic.layers[1]
+    assert not norm.scale
+    assert norm.beta.shape == (6,)
+    axes = (0, 1, 2) if name == "batch" else (1, 2, 3)
+    normal = to_numpy(norm(maps, training=True))
+    np.testing.assert_allclose(normal.mean(axes), 0.0, atol=1e-4)
+    np.testing.assert_allclose(normal.std(axes), 1.0, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["instance", True])
+def test_unknown_activation_norm(kind):
+    with pytest.raises(ValueError, match=f"Received: activation_norm={kind!r}"):
+        sngan.critic(normalizer=None, activation_norm=kind)
+
+
+def test_activation_norm_that_cancels_the_normalizer():
+    with pytest.raises(ValueError, match="cancels any factor .* Received: "):
+        sngan.critic(activation_norm="batch", normalizer="san")
+
+
 @pytest.mark.parametrize("resolution", [0, 4, 30])
-@pytest.mark.parametrize("network", [sngan.generator, sngan.critic])
+@pytest.mark.parametrize(
+    "network",
+    [sngan.generator, sngan.critic, biggan.generator, biggan.critic],
+)
 def test_bad_resolution(network, resolution):
     with pytest.raises(ValueError, match=f"Received: resolution={resolution}"):
         network(resolution)
+
+
+@pytest.mark.parametrize("resolution", [0, 16, 40, 50])
+@pytest.mark.parametrize(
+    "network", [sngan.resnet_generator, sngan.resnet_critic]
+)
+def test_bad_resolution_of_resnets(network, resolution):
+    with pytest.raises(ValueError, match=f"Received: resolution={resolution}"):
+        network(resolution)
+
+
+def test_no_last_block_for_small_images():
+    with pytest.raises(ValueError, match="Received: last_block=True"):
+        sngan.resnet_critic(32, last_block=True)
+
+
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="GAN trains on tensorflow and jax"
+)
+def test_a_conditional_gan_trains(tmp_path):
+    generator = biggan.generator(8, width=0.02)
+    critic = biggan.critic(8, width=0.02)
+    gan = keras_san.GAN(
+        generator, critic, 128, num_classes=10, critic_steps=2, ema=0.9
+    )
+    gan.compile()
+    before = [
+        {w.path: to_numpy(w) for w in m.trainable_weights}
+        for m in (generator, critic)
+    ]
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (8, 8, 8, 3)).astype("float32")
+    labels = np.arange(8, dtype="int32")
+    history = gan.fit(images, labels, batch_size=8, verbose=0).history
+    assert np.isfinite(history["loss"][-1])
+    for model, weights in zip((generator, critic), before):
+        for weight in model.trainable_weights:
+            # One before batch normalization has no effect, and may stay.
+            if "bias" not in weight.name:
+                moved = np.abs(to_numpy(weight) - weights[weight.path])
+                assert moved.max() > 0.0, weight.path
+    assert gan.generate(3, labels=[0, 1, 2]).shape == (3, 8, 8, 3)
+    gan.save(tmp_path / "gan.keras")
+    loaded = keras.saving.load_model(tmp_path / "gan.keras")
+    np.testing.assert_array_equal(
+        loaded.generate(2, seed=0), gan.generate(2, seed=0)
+    )
+
+
+@pytest.mark.parametrize("network", FUNCTIONS)
+def test_arguments_are_documented(network):
+    for argument in inspect.signature(network).parameters:
+        assert f"\n        {argument}: " in network.__doc__, argument
