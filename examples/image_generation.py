@@ -5,7 +5,6 @@ minutes on two CPU cores. See `python -m examples.image_generation --help`.
 """
 
 import argparse
-import json
 import os
 import sys
 
@@ -15,9 +14,64 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras  # noqa: E402
 
 import keras_san  # noqa: E402
-from examples import data  # noqa: E402
-from keras_san import callbacks  # noqa: E402
-from keras_san.networks import sngan  # noqa: E402
+from examples import data, runs  # noqa: E402
+from keras_san import callbacks, losses, normalizers, regularizers  # noqa: E402
+from keras_san.metrics import extractors  # noqa: E402
+from keras_san.networks import biggan, sngan  # noqa: E402
+
+LATENT_DIM = 128
+
+# The generator and critic of each network, and the defaults of what trains
+# it: those of the papers, but for "small", which is for trying things out.
+# An epoch is no pass over the data but what lies between two reports.
+_PAPER = {
+    "width": 1.0,
+    "batch_size": 64,
+    "learning_rate": 2e-4,
+    "beta_1": 0.5,
+    "beta_2": 0.9,
+    "critic_steps": 1,
+    "decay": "none",
+    "ema": 0.0,
+    "epochs": 625,
+    "steps_per_epoch": 250,
+}
+_SMALL = {
+    "width": 0.25,
+    "learning_rate": 5e-4,
+    "ema": 0.995,
+    "epochs": 25,
+    "steps_per_epoch": 100,
+}
+_BIGGAN = {
+    "batch_size": 50,
+    "beta_2": 0.999,
+    "critic_steps": 4,
+    "ema": 0.9999,
+    "epochs": 500,
+}
+NETWORKS = {
+    "small": (sngan.generator, sngan.critic, {**_PAPER, **_SMALL}),
+    "cnn": (sngan.generator, sngan.critic, _PAPER),
+    "resnet": (sngan.resnet_generator, sngan.resnet_critic, _PAPER),
+    "biggan": (biggan.generator, biggan.critic, {**_PAPER, **_BIGGAN}),
+}
+
+# What each --normalizer gives to the critic, the rows of the paper's Table 1
+# among them. Other names are those of `keras_san.normalizers.get`.
+BASELINES = {
+    "none": {},
+    "wgan_gp": {},
+    "clip": {"kernel_constraint": regularizers.Clip(0.01)},
+    "weight_norm": {"kernel_constraint": regularizers.UnitFilters()},
+    "batch_norm": {"activation_norm": "batch"},
+    "layer_norm": {"activation_norm": "layer"},
+    "orthonormal": {
+        "kernel_initializer": "orthogonal",
+        "kernel_regularizer": regularizers.Orthonormal(),
+    },
+}
+NORMALIZERS = ["san", "sn", "ssn", "bsn", "bssn", "conv_sn", *BASELINES]
 
 
 def parse(argv=None):
@@ -25,34 +79,49 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m examples.image_generation",
         description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Where no default is given, it is that of the network.",
+        formatter_class=_Help,
     )
     add = parser.add_argument
     add(
         "--dataset",
         default="digits",
-        help="digits; a name in tensorflow-datasets, as cifar10; or a folder "
-        "of images",
+        help="digits; a name in tensorflow-datasets, as cifar10 or stl10; or "
+        "a folder of images",
     )
     add("--data-dir", help="where tensorflow-datasets keeps its data")
     add(
         "--download",
         action="store_true",
-        help="let tensorflow-datasets download what is missing",
+        help="let tensorflow-datasets download what is missing, and TensorFlow "
+        "Hub the Inception network",
     )
     add("--resize", type=int, metavar="N", help="crop and scale to NxN")
     add(
+        "--network",
+        default="small",
+        choices=NETWORKS,
+        help="small: SN-GAN's CNN at a quarter of its width, cnn: that CNN, "
+        "resnet: SN-GAN's ResNet, biggan: class-conditional BigGAN",
+    )
+    add("--width", type=float, help="factor on the channels")
+    add(
+        "--last-block",
+        action="store_true",
+        help="keep the block of the resnet's critic that the SAN paper drops "
+        "at 48 pixels",
+    )
+    add(
         "--normalizer",
         default="san",
-        choices=["san", "sn", "bsn", "bssn", "conv_sn", "none"],
+        choices=NORMALIZERS,
         help="what keeps the critic's kernels in check",
     )
     add(
         "--form",
-        default="divide",
         choices=["divide", "project"],
-        help="divide kernels in the forward pass, or project them after "
-        "each update",
+        help="divide kernels in the forward pass, or project them after each "
+        "update (default: that of the normalizer)",
     )
     add("--scale", type=float, default=1.0, help="factor on the kernels")
     add(
@@ -61,27 +130,69 @@ def parse(argv=None):
         default=1,
         help="steps from one measurement of the norms to the next",
     )
-    add("--width", type=float, default=0.25, help="factor on the channels")
-    add("--epochs", type=int, default=25)
-    add("--steps-per-epoch", type=int, default=100)
-    add("--batch-size", type=int, default=64)
-    add("--learning-rate", type=float, default=5e-4)
-    add("--critic-steps", type=int, default=1, help="for one of the generator")
-    add("--loss", default="hinge")
-    add("--ema", type=float, default=0.995, help="decay of the average")
-    add("--seed", type=int, default=0)
-    add("--name", help="of the run; default: DATASET-NORMALIZER")
-    add("--output", default="runs", help="folder that holds all runs")
     add(
-        "--resume",
-        action="store_true",
-        help="go on with a run that was interrupted, or train it for longer",
+        "--initializer",
+        help="of the critic's kernels: a name in Keras, or a number for the "
+        "standard deviation of normal ones",
     )
+    add(
+        "--loss",
+        choices=["hinge", "wasserstein", "non_saturating"],
+        help="(default: hinge; with wgan_gp wasserstein)",
+    )
+    add("--epochs", type=int, help="how often to report and to save")
+    add("--steps-per-epoch", type=int)
+    add("--batch-size", type=int, help="images of one update")
+    add("--learning-rate", type=float)
+    add("--beta-1", type=float, help="of Adam")
+    add("--beta-2", type=float, help="of Adam")
+    add(
+        "--decay",
+        choices=["none", "linear"],
+        help="linear: the learning rate falls to 0 at the last epoch",
+    )
+    add("--critic-steps", type=int, help="for one of the generator")
+    add("--ema", type=float, help="decay of the average generator, 0: none")
+    add(
+        "--evaluate-every",
+        type=int,
+        metavar="STEPS",
+        help="measure Inception score, FID and KID every so many steps",
+    )
+    add(
+        "--extractor",
+        help="what to measure with: inception (see --download), the folder of "
+        "a copy of TF-GAN's Inception module, or a Keras classifier (.keras, "
+        "with layers features and logits). Default: DATASET_judge.keras in "
+        "--data-dir or beside it, if there is one",
+    )
+    add("--samples", type=int, default=10_000, help="images to measure with")
+    runs.add_arguments(parser)
     args = parser.parse_args(argv)
+    for name, value in NETWORKS[args.network][2].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.loss is None:
+        penalized = args.normalizer == "wgan_gp"
+        args.loss = "wasserstein" if penalized else "hinge"
     if args.name is None:
         dataset = os.path.basename(os.path.normpath(args.dataset))
-        args.name = f"{dataset}-{args.normalizer}"
+        args.name = "-".join(
+            [dataset]
+            + [args.network] * (args.network != "small")
+            + [args.normalizer]
+        )
     return args
+
+
+class _Help(argparse.HelpFormatter):
+    """Shows each default that there is."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS):
+            return text
+        return f"{text} (default: %(default)s)"
 
 
 def main(argv=None):
@@ -96,11 +207,17 @@ def main(argv=None):
     Raises:
         ValueError: for settings or images that cannot be trained with, and
             for an output folder that exists from another run.
+        OSError: if a checkpoint cannot be written.
     """
     args = parse(argv)
-    normalizer = make_normalizer(args)
-    run = os.path.join(args.output, args.name)
-    check_run(run, args)
+    scope = runs.strategy_scope(args.strategy)
+    every = epochs_between_evaluations(args)
+    extractor = find_extractor(args) if every else None
+    # In the settings of the run without its folder, which may be moved.
+    args.extractor = extractor and os.path.basename(os.path.normpath(extractor))
+    run = runs.Run(args)
+    if every:
+        extractor = extractors.get(extractor)
     images = data.load(
         args.dataset,
         data_dir=args.data_dir,
@@ -108,127 +225,187 @@ def main(argv=None):
         resize=args.resize,
     )
     keras.utils.set_random_seed(args.seed)
+    keras.config.set_dtype_policy(args.precision)
+    finished = run.checkpoint.finished_epochs()
+    batches = data.batches(
+        images,
+        args.batch_size * args.critic_steps,
+        seed=args.seed,
+        start_step=finished * args.steps_per_epoch,
+        with_labels=args.network == "biggan",
+    )
+    with scope:
+        gan = make_gan(args, images)
+        run.checkpoint.restore(gan)
+    if gan.is_chief:
+        # Only now, that nothing about the arguments can be wrong any more.
+        run.begin()
+    evaluation = []
+    if every:
+        evaluation = [
+            callbacks.Evaluation(
+                images.images, extractor, every, args.samples, args.seed
+            )
+        ]
+    gan.fit(
+        batches,
+        epochs=args.epochs,
+        initial_epoch=finished,
+        steps_per_epoch=args.steps_per_epoch,
+        shuffle=False,
+        # A progress bar in a file is one long line.
+        verbose=1 if sys.stdout.isatty() else 2,
+        callbacks=[
+            *evaluation,
+            callbacks.TrainingLog(run.folder),
+            callbacks.SampleGrid(run.folder),
+            callbacks.TensorBoard(run.path("tensorboard")),
+            # Last: what it has saved, the others have seen.
+            run.checkpoint,
+        ],
+    )
+    if gan.is_chief:
+        gan.save(run.path("gan.keras"))
+        sampler = gan.averaged_generator or gan.generator
+        sampler.export(run.path("generator"), verbose=False)
+        print(f"Look at {run.path('samples.png')}")
+        print(f"The generator is a SavedModel in {run.path('generator')}")
+        print(f"Curves: tensorboard --logdir {run.path('tensorboard')}")
+    return gan
+
+
+def make_gan(args, images):
+    """The compiled GAN that the arguments describe, for these images."""
     _, height, width, channels = images.images.shape
     if height != width:
         raise ValueError(
             "The networks make square images. Pass --resize N. "
             f"Received: images of {height}x{width}"
         )
-    latent_dim = 128
+    make_generator, make_critic, _ = NETWORKS[args.network]
+    shared = {"resolution": height, "channels": channels, "width": args.width}
+    num_classes = None
+    if args.network == "biggan":
+        num_classes = shared["num_classes"] = images.num_classes
+    settings = critic_settings(args)
+    if args.last_block:
+        if args.network != "resnet":
+            raise ValueError(
+                "Only the resnet has a last block to keep. "
+                f"Received: --last-block with --network {args.network}"
+            )
+        settings["last_block"] = True
     gan = keras_san.GAN(
-        sngan.generator(height, channels, latent_dim, args.width),
-        sngan.critic(height, channels, args.width, normalizer),
-        latent_dim,
+        make_generator(latent_dim=LATENT_DIM, **shared),
+        make_critic(**shared, **settings),
+        LATENT_DIM,
         loss=args.loss,
         critic_steps=args.critic_steps,
-        ema=args.ema,
+        penalty=(
+            losses.GradientPenalty() if args.normalizer == "wgan_gp" else None
+        ),
+        ema=args.ema or None,
+        num_classes=num_classes,
         seed=args.seed,
     )
-
-    def adam():
-        return keras.optimizers.Adam(args.learning_rate, beta_1=0.5, beta_2=0.9)
-
-    gan.compile(adam(), adam())
-    batches = data.batches(
-        images,
-        args.batch_size * args.critic_steps,
-        seed=args.seed,
-        start_step=finished_epochs(run) * args.steps_per_epoch,
+    gan.compile(
+        make_optimizer(args, updates_per_step=1),
+        make_optimizer(args, updates_per_step=args.critic_steps),
+        jit_compile=True if args.jit else "auto",
+        steps_per_execution=args.steps_per_execution,
     )
-    # Only now, that nothing about the arguments can be wrong any more.
-    os.makedirs(run, exist_ok=True)
-    with open(os.path.join(run, "settings.json"), "w") as file:
-        json.dump(settings(args), file, indent=1)
-    gan.fit(
-        batches,
-        epochs=args.epochs,
-        steps_per_epoch=args.steps_per_epoch,
-        shuffle=False,
-        callbacks=[
-            callbacks.TrainingLog(run),
-            callbacks.SampleGrid(run),
-            # Last: what it has saved, the others have seen.
-            keras.callbacks.BackupAndRestore(
-                backup_folder(run), delete_checkpoint=False
-            ),
-        ],
-    )
-    gan.save(os.path.join(run, "gan.keras"))
-    sampler = gan.averaged_generator or gan.generator
-    sampler.export(os.path.join(run, "generator"), verbose=False)
-    print(f"Look at {os.path.join(run, 'samples.png')}")
-    print(f"The generator is a SavedModel in {os.path.join(run, 'generator')}")
     return gan
 
 
-def make_normalizer(args):
-    """The normalizer that the arguments describe, or `None`."""
-    normalizer = keras_san.normalizers.get(
-        None if args.normalizer == "none" else args.normalizer
-    )
-    if normalizer is None:
+def critic_settings(args):
+    """The critic's arguments that follow from `--normalizer`."""
+    settings = {"normalizer": None, **BASELINES.get(args.normalizer, {})}
+    if args.initializer is not None:
+        try:
+            deviation = float(args.initializer)
+            initializer = keras.initializers.RandomNormal(stddev=deviation)
+        except ValueError:
+            initializer = args.initializer
+        settings["kernel_initializer"] = initializer
+    if "activation_norm" in settings and args.network not in ("small", "cnn"):
+        raise ValueError(
+            "Batch and layer normalization are there for the CNN's critic "
+            "only, as in the papers. Received: "
+            f"--normalizer {args.normalizer} with --network {args.network}"
+        )
+    if args.normalizer not in BASELINES:
+        # SSN is SN with a scale.
+        name = "sn" if args.normalizer == "ssn" else args.normalizer
+        given = {
+            "scale": args.scale,
+            "update_interval": args.update_interval,
+            "form": args.form,
+        }
+        given = {name: v for name, v in given.items() if v is not None}
+        settings["normalizer"] = type(normalizers.get(name))(**given)
+    return settings
+
+
+def make_optimizer(args, updates_per_step):
+    """Adam; with `--decay linear` its rate falls to 0 at the last step."""
+    rate = args.learning_rate
+    if args.decay == "linear":
+        rate = keras.optimizers.schedules.PolynomialDecay(
+            rate,
+            args.epochs * args.steps_per_epoch * updates_per_step,
+            end_learning_rate=0.0,
+        )
+    return keras.optimizers.Adam(rate, beta_1=args.beta_1, beta_2=args.beta_2)
+
+
+def epochs_between_evaluations(args):
+    """How many epochs there are from one evaluation to the next, or `None`."""
+    if args.evaluate_every is None:
         return None
-    settings = {
-        "form": args.form,
-        "scale": args.scale,
-        "update_interval": args.update_interval,
-    }
-    return type(normalizer)(**settings)
-
-
-def backup_folder(run):
-    """Where a run keeps the checkpoint of its last epoch."""
-    return os.path.join(run, "backup")
-
-
-def check_run(run, args):
-    """Raises a `ValueError` unless the run can begin, or go on."""
-    path = os.path.join(run, "settings.json")
-    if not args.resume:
-        if os.path.exists(run):
-            raise ValueError(
-                f"The folder '{run}' exists from another run, and nothing in "
-                "it will be overwritten. Pass --name with another name, or "
-                f"--resume to go on with it. Received: --name {args.name}"
-            )
-        return
-    if not os.path.exists(path):
+    every, rest = divmod(args.evaluate_every, args.steps_per_epoch)
+    if every < 1 or rest:
         raise ValueError(
-            f"There is no run to resume: '{path}' does not exist. Leave out "
-            f"--resume, or check --name. Received: --name {args.name}"
+            "Evaluation takes place at the end of epochs: --evaluate-every "
+            "must be a multiple of --steps-per-epoch. Received: "
+            f"--evaluate-every {args.evaluate_every} with --steps-per-epoch "
+            f"{args.steps_per_epoch}"
         )
-    with open(path) as file:
-        before = json.load(file)
-    now = settings(args)
-    differing = {
-        name: f"{before.get(name)} -> {now[name]}"
-        for name in now
-        if before.get(name) != now[name]
-    }
-    if differing:
-        raise ValueError(
-            "A run is resumed with the settings that it began with (and as "
-            f"many --epochs as you like). Received: {differing}"
-        )
+    return every
 
 
-def finished_epochs(run):
-    """How many epochs the backup of a run has behind it."""
-    path = os.path.join(backup_folder(run), "training_metadata.json")
-    if not os.path.exists(path):
-        return 0
-    with open(path) as file:
-        return json.load(file)["epoch"]
+def find_extractor(args):
+    """What to evaluate with.
 
+    Args:
+        args: The namespace of all settings.
 
-def settings(args):
-    """What must stay the same when a run is resumed."""
-    free = ("resume", "epochs", "output", "data_dir", "download")
-    return {k: v for k, v in vars(args).items() if k not in free}
+    Returns:
+        What `keras_san.metrics.extractors.get` takes.
+
+    Raises:
+        ValueError: if nothing was passed, found, or may be downloaded.
+    """
+    if args.extractor:
+        return args.extractor
+    name = f"{os.path.basename(os.path.normpath(args.dataset))}_judge.keras"
+    folder = args.data_dir or "."
+    places = [os.path.join(folder, name), os.path.join(folder, "..", name)]
+    for path in places:
+        if os.path.exists(path):
+            print(f"Evaluating with {path}: judge scores, not Inception's.")
+            return path
+    if args.download:
+        return "inception"
+    raise ValueError(
+        "To evaluate, pass --extractor with a Keras classifier or the folder "
+        "of a copy of TF-GAN's Inception module, or --download to get that "
+        "module by TensorFlow Hub. Received: --evaluate-every "
+        f"{args.evaluate_every} without --extractor, and none of {places}"
+    )
 
 
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -4,7 +4,7 @@ Reference:
     [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
 """
 
-from keras_san import losses, normalizers, norms, padding
+from keras_san import losses, metrics, normalizers, norms, padding, regularizers
 from keras_san.export import strip
 from keras_san.gan import GAN
 from keras_san.layers import SANConv2D, SANDense, SANWrapper, hold_norms
@@ -18,8 +18,10 @@ __all__ = [
     "SANWrapper",
     "hold_norms",
     "losses",
+    "metrics",
     "normalizers",
     "norms",
     "padding",
+    "regularizers",
     "strip",
 ]

@@ -1,13 +1,20 @@
 """Callbacks that show how a GAN is doing."""
 
+import contextlib
 import csv
+import glob
 import math
 import os
+import re
+import time
 
 import keras
 import numpy as np
 
+from keras_san import metrics
+from keras_san.checks import check_count
 from keras_san.layers import KernelNormalization, flatten_layers
+from keras_san.metrics import extractors
 
 
 class SampleGrid(keras.callbacks.Callback):
@@ -34,20 +41,33 @@ class SampleGrid(keras.callbacks.Callback):
         self.seed = seed
 
     def on_epoch_end(self, epoch, logs=None):
-        gan = self.model
-        count = self.rows * self.columns
-        labels = None
-        if gan.num_classes is not None:
-            labels = np.arange(count) % self.columns % gan.num_classes
-        images = image_grid(
-            gan.generate(count, labels, seed=self.seed), self.columns
-        )
+        if not self.model.is_chief:
+            return
+        images = sample_grid(self.model, self.rows, self.columns, self.seed)
         images = images.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
         os.makedirs(self.directory, exist_ok=True)
         for name in (f"samples_{epoch + 1:04d}.png", "samples.png"):
             keras.utils.save_img(
                 os.path.join(self.directory, name), images, scale=False
             )
+
+
+def sample_grid(gan, rows=8, columns=8, seed=0):
+    """Generated images as one, the same latent vectors for the same seed.
+
+    Args:
+        gan: A `keras_san.GAN`. If it is conditional, each column has a class.
+        rows: Int.
+        columns: Int.
+        seed: Int for the latent vectors.
+
+    Returns:
+        A uint8 array, see `image_grid`.
+    """
+    labels = None
+    if gan.num_classes is not None:
+        labels = np.arange(rows * columns) % columns % gan.num_classes
+    return image_grid(gan.generate(rows * columns, labels, seed=seed), columns)
 
 
 def image_grid(images, columns, gap=1):
@@ -73,27 +93,277 @@ def image_grid(images, columns, gap=1):
     return np.pad(grid, ((0, gap), (0, gap), (0, 0)), constant_values=64)
 
 
-class TrainingLog(keras.callbacks.Callback):
-    """Keeps logs and norms in `log.csv`, and draws them into `curves.png`.
+class Evaluation(keras.callbacks.Callback):
+    """Measures Inception score, FID and KID while a GAN trains.
 
-    Unlike with `keras.callbacks.CSVLogger`, a training that was resumed some
-    epochs back replaces the rows of the epochs that it repeats.
+    It adds `is`, `is_std`, `fid`, `kid` and `samples` (the number of
+    generated images) to the logs of an epoch, where callbacks behind it,
+    the history and the progress bar find them. Under any other extractor
+    than the Inception network the names begin with its label, as in
+    `judge_fid`: such values do not compare with published ones.
 
     Args:
-        directory: String or path, created if missing. Both files in it are
-            rewritten after each epoch; epochs count from 1.
+        images: Real images, uint8, or floats in [-1, 1]. Of these
+            `num_images` are drawn at random, once, or all if there are fewer.
+        extractor: What `keras_san.metrics.extractors.get` takes.
+        every: Int, epochs from one evaluation to the next.
+        num_images: Int >= 10, how many images are generated each time.
+        seed: Int for the choice of real images and for the latent vectors,
+            which are the same each time.
+
+    Raises:
+        ValueError: for an unknown extractor or a count below those above.
+    """
+
+    def __init__(self, images, extractor, every=1, num_images=10_000, seed=0):
+        super().__init__()
+        check_count("every", every)
+        check_count("num_images", num_images, least=10)
+        self.images = images
+        self.extractor = extractors.get(extractor)
+        self.every = every
+        self.num_images = num_images
+        self.seed = seed
+        self._score = metrics.InceptionScore()
+        self._fid = metrics.FrechetInceptionDistance()
+        self._kid = metrics.KernelInceptionDistance()
+        self._seen_real = False
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.model.is_chief and (epoch + 1) % self.every == 0:
+            (logs if logs is not None else {}).update(self.evaluate(self.model))
+
+    def evaluate(self, gan):
+        """Measures once.
+
+        Args:
+            gan: A `keras_san.GAN`.
+
+        Returns:
+            A dict of floats, named as in the logs.
+        """
+        if not self._seen_real:
+            rng = np.random.default_rng(self.seed)
+            chosen = rng.permutation(len(self.images))[: self.num_images]
+            for part in _chunks(len(chosen)):
+                real = self.images[np.sort(chosen[part])]
+                features, _ = self.extractor(real)
+                self._fid.update_state(features, real=True)
+                self._kid.update_state(features, real=True)
+            self._seen_real = True
+        self._score.reset_state()
+        self._fid.reset_state(keep_real=True)
+        self._kid.reset_state(keep_real=True)
+        for index, part in enumerate(_chunks(self.num_images)):
+            images = gan.generate(
+                part.stop - part.start, seed=(self.seed, index), batch_size=250
+            )
+            features, logits = self.extractor(images)
+            self._score.update_state(logits)
+            self._fid.update_state(features)
+            self._kid.update_state(features)
+        score = self._score.result()
+        label = getattr(self.extractor, "label", "custom_")
+        return {
+            f"{label}is": score["inception_score"],
+            f"{label}is_std": score["inception_score_std"],
+            f"{label}fid": self._fid.result()["fid"],
+            f"{label}kid": self._kid.result()["kid"],
+            f"{label}samples": score["samples"],
+        }
+
+
+def _chunks(count, size=1000):
+    """Slices that cover `range(count)`, so that memory stays bounded."""
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps what it takes to go on with a training, after each epoch.
+
+    One file holds both networks, both optimizers, norms and random states.
+    It is written whole before it takes the place of the last one: whatever
+    happens meanwhile, one whole checkpoint remains.
+
+    Args:
+        directory: String or path, created if missing.
+
+    Example:
+    ```python
+    checkpoint = keras_san.callbacks.Checkpoint("checkpoints")
+    gan.fit(
+        data,
+        epochs=100,
+        initial_epoch=checkpoint.restore(gan),
+        callbacks=[checkpoint],
+    )
+    ```
     """
 
     def __init__(self, directory):
         super().__init__()
         self.directory = directory
 
+    def finished_epochs(self):
+        """The number of epochs that the checkpoint has behind it, or 0."""
+        return max(self._epochs(), default=0)
+
+    def restore(self, gan):
+        """Puts a GAN into the state of the checkpoint, if there is one.
+
+        Args:
+            gan: A compiled `keras_san.GAN`, built as the saved one was.
+
+        Returns:
+            An int, the epochs that the checkpoint has behind it, or 0.
+
+        Raises:
+            ValueError: if the checkpoint is of another GAN, or damaged.
+        """
+        epochs = self.finished_epochs()
+        if epochs:
+            path = self._path(epochs)
+            try:
+                gan.load_weights(path)
+            except Exception as error:
+                raise ValueError(
+                    "The checkpoint does not fit this GAN, or is damaged. "
+                    "Build the networks and optimizers as they were, or "
+                    f"begin anew in another folder. Received: '{path}' "
+                    f"({str(error)[:300]})"
+                ) from error
+        return epochs
+
     def on_epoch_end(self, epoch, logs=None):
+        if not self.model.is_chief:
+            return
+        os.makedirs(self.directory, exist_ok=True)
+        before = self._epochs()
+        new = os.path.join(self.directory, "new.keras")
+        try:
+            self.model.save(new)
+            with open(new, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(new, self._path(epoch + 1))
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                os.remove(new)
+            raise OSError(
+                "The checkpoint cannot be written; is the disk full? The one "
+                "before it is untouched, and the training can be resumed "
+                f"from it. Received: '{new}' ({error})"
+            ) from error
+        for epochs in before:
+            if epochs != epoch + 1:
+                os.remove(self._path(epochs))
+
+    def _path(self, epochs):
+        return os.path.join(self.directory, f"epoch_{epochs}.keras")
+
+    def _epochs(self):
+        names = "\n".join(glob.glob("*", root_dir=self.directory))
+        found = re.findall(r"^epoch_(\d+)\.keras$", names, re.MULTILINE)
+        return [int(epochs) for epochs in found]
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Shows logs, norms and sample grids in TensorBoard, after each epoch.
+
+    On any backend; it writes through TensorFlow and needs the package
+    `tensorboard`. Look at them by `tensorboard --logdir DIRECTORY`.
+
+    Args:
+        directory: String or path, created if missing.
+        rows: Int, as of `SampleGrid`.
+        columns: Int, as of `SampleGrid`.
+        seed: Int for the latent vectors.
+
+    Raises:
+        ImportError: if TensorFlow or TensorBoard is not installed.
+    """
+
+    def __init__(self, directory, rows=8, columns=8, seed=0):
+        super().__init__()
+        try:
+            import tensorboard  # noqa: F401
+            import tensorflow  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "The callback needs TensorFlow and TensorBoard: "
+                "pip install tensorflow tensorboard"
+            ) from error
+        self.directory = directory
+        self.rows = rows
+        self.columns = columns
+        self.seed = seed
+        self._writer = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        import tensorflow as tf
+
+        if not self.model.is_chief:
+            return
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(
+                os.fspath(self.directory)
+            )
+        grid = sample_grid(self.model, self.rows, self.columns, self.seed)
+        # Not inside of a strategy's scope, where it would be left out.
+        with self._writer.as_default(step=steps_taken(self.model)):
+            for name, value in (logs or {}).items():
+                tf.summary.scalar(name, value)
+            for name, value in kernel_norms(self.model).items():
+                tf.summary.scalar(name, value)
+            tf.summary.image("samples", grid[None])
+        self._writer.flush()
+
+    def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class TrainingLog(keras.callbacks.Callback):
+    """Keeps logs and norms in `log.csv`, and draws them into `curves.png`.
+
+    Beside what it finds in the logs, a row has `epoch` (from 1), `step` (the
+    updates of the generator so far) and `seconds` (the time of all epochs so
+    far, what other callbacks took included). A training that was resumed
+    goes on counting; unlike with `keras.callbacks.CSVLogger`, the rows of
+    epochs that it repeats are replaced.
+
+    Args:
+        directory: String or path, created if missing. Both files in it are
+            rewritten after each epoch.
+    """
+
+    def __init__(self, directory):
+        super().__init__()
+        self.directory = directory
+        self._since = None
+
+    def on_train_begin(self, logs=None):
+        self._since = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self.model.is_chief:
+            return
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
         os.makedirs(self.directory, exist_ok=True)
         path = os.path.join(self.directory, "log.csv")
         rows = [r for r in read_log(path) if r["epoch"] <= epoch]
-        norms = kernel_norms(self.model)
-        rows.append({"epoch": epoch + 1, **(logs or {}), **norms})
+        if rows:
+            seconds += rows[-1].get("seconds", 0.0)
+        rows.append(
+            {
+                "epoch": epoch + 1,
+                "step": steps_taken(self.model),
+                "seconds": round(seconds, 3),
+                **(logs or {}),
+                **kernel_norms(self.model),
+            }
+        )
         names = list(dict.fromkeys(name for row in rows for name in row))
         # A whole file at any time: written apart, then renamed.
         with open(f"{path}.new", "w", newline="") as file:
@@ -102,6 +372,11 @@ class TrainingLog(keras.callbacks.Callback):
             writer.writerows(rows)
         os.replace(f"{path}.new", path)
         draw_curves(rows, os.path.join(self.directory, "curves.png"))
+
+
+def steps_taken(gan):
+    """How many updates of the generator a GAN has behind it, as an int."""
+    return int(keras.ops.convert_to_numpy(gan.generator_optimizer.iterations))
 
 
 def kernel_norms(model):
@@ -154,7 +429,7 @@ def read_log(path):
 
 
 def draw_curves(rows, path):
-    """Draws logs over the epochs: losses, logits and norms, as PNG.
+    """Draws logs over the steps: losses, logits, metrics and norms, as PNG.
 
     Args:
         rows: List of dicts, as from `read_log`.
@@ -164,19 +439,28 @@ def draw_curves(rows, path):
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def ending(*ends):
+        return [n for n in names if n.split("_")[-1] in ends]
+
     panels = [
-        ("loss", [n for n in names if n.endswith("loss")]),
-        ("mean logit of the critic", [n for n in names if n.endswith("logit")]),
+        ("loss", ending("loss")),
+        ("mean logit of the critic", ending("logit")),
+        ("Inception score", ending("is")),
+        ("FID", ending("fid")),
+        ("KID", ending("kid")),
         ("norm of the kernel", [n for n in names if n.startswith("norm/")]),
     ]
     panels = [(title, keys) for title, keys in panels if keys]
+    x = "step" if "step" in names else "epoch"
     # Not pyplot: that would keep every figure, and ask for a screen.
     figure = Figure(figsize=(8, 3 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
-    for index, (title, keys) in enumerate(panels, start=1):
-        axes = figure.add_subplot(len(panels), 1, index, ylabel=title)
+    columns = figure.subplots(len(panels), sharex=True, squeeze=False)
+    for (axes,), (title, keys) in zip(columns, panels):
+        axes.set_ylabel(title)
         for key in keys:
-            points = [(r["epoch"], r[key]) for r in rows if key in r]
+            points = [(r[x], r[key]) for r in rows if key in r and x in r]
             label = key.removeprefix("norm/")
             axes.plot(*zip(*points), marker=".", label=label)
         axes.grid(alpha=0.3)
@@ -184,5 +468,5 @@ def draw_curves(rows, path):
         axes.legend(
             fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)
         )
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(x)
     figure.savefig(path, dpi=100)

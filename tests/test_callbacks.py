@@ -1,3 +1,8 @@
+import contextlib
+import io
+import resource
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -5,7 +10,7 @@ from helpers import BACKEND, sparsity_aware, to_numpy
 from PIL import Image
 from test_gan import fit, make_gan
 
-from keras_san import SANWrapper, callbacks, normalizers
+from keras_san import SANWrapper, callbacks, metrics, normalizers
 
 needs_gan = pytest.mark.skipif(
     BACKEND == "torch", reason="GAN trains on tensorflow and jax; run there"
@@ -43,7 +48,7 @@ def test_sample_grid(tmp_path):
 def test_sample_grid_shows_a_class_a_column(tmp_path):
     gan = make_gan(num_classes=3)
     seen = []
-    gan.generate = lambda n, labels, seed: (
+    gan.generate = lambda n, labels, seed, **kwargs: (
         seen.append(labels) or np.zeros((n, 8, 8, 1))
     )
     grid = callbacks.SampleGrid(tmp_path, rows=2, columns=4)
@@ -61,6 +66,9 @@ def test_training_log(tmp_path):
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     for name, values in history.items():
         np.testing.assert_allclose([row[name] for row in rows], values)
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    seconds = [row["seconds"] for row in rows]
+    assert 0.0 < seconds[0] < seconds[1] < seconds[2]
     first = gan.critic.get_layer("first")
     np.testing.assert_allclose(
         rows[-1]["norm/first"], to_numpy(first.kernel_norms[0].norm)
@@ -72,6 +80,201 @@ def test_training_log(tmp_path):
     again = callbacks.read_log(tmp_path / "log.csv")
     assert [row["epoch"] for row in again] == [1, 2, 3]
     assert again[0] == rows[0] and again[2] != rows[2]
+    assert again[1]["seconds"] > rows[0]["seconds"]  # It goes on counting.
+
+
+def extract(images):
+    """Features and logits of a fixed random projection."""
+    flat = np.reshape(images, (len(images), -1)) / 127.5
+    mixing = np.random.default_rng(0).normal(size=(flat.shape[1], 4))
+    return flat @ mixing, flat @ mixing
+
+
+@needs_gan
+class TestEvaluation:
+    def test_values(self):
+        gan = make_gan()
+        images = np.random.default_rng(0).integers(
+            256, size=(50, 8, 8, 1), dtype="uint8"
+        )
+        evaluation = callbacks.Evaluation(images, extract, 2, 40, seed=3)
+        history = fit(gan, epochs=4, callbacks=[evaluation])
+        assert len(history["custom_fid"]) == 2
+
+        chosen = np.random.default_rng(3).permutation(50)[:40]
+        generated, _ = extract(gan.generate(40, seed=(3, 0)))
+        fid = metrics.FrechetInceptionDistance()
+        fid.update_state(extract(images[chosen])[0], real=True)
+        fid.update_state(generated)
+        kid = metrics.KernelInceptionDistance(extract)
+        kid.update_state(images[chosen], real=True)
+        kid.update_state(gan.generate(40, seed=(3, 0)))
+        score = metrics.InceptionScore()
+        score.update_state(generated)
+        found = {name: values[-1] for name, values in history.items()}
+        np.testing.assert_allclose(
+            [
+                found["custom_fid"],
+                found["custom_kid"],
+                found["custom_is"],
+                found["custom_is_std"],
+            ],
+            [
+                fid.result()["fid"],
+                kid.result()["kid"],
+                score.result()["inception_score"],
+                score.result()["inception_score_std"],
+            ],
+            rtol=1e-5,
+        )
+        assert found["custom_samples"] == 40
+
+    def test_again_is_the_same(self):
+        gan = make_gan()
+        images = np.zeros((30, 8, 8, 1), "uint8")
+        evaluation = callbacks.Evaluation(images, extract, num_images=30)
+        assert evaluation.evaluate(gan) == evaluation.evaluate(gan)
+
+    def test_label(self):
+        gan = make_gan()
+
+        class Judge:
+            label = ""
+
+            def __call__(self, images):
+                return extract(images)
+
+        images = np.zeros((30, 8, 8, 1), "uint8")
+        evaluation = callbacks.Evaluation(images, Judge(), num_images=30)
+        names = ["is", "is_std", "fid", "kid", "samples"]
+        assert list(evaluation.evaluate(gan)) == names
+
+    @pytest.mark.parametrize(
+        "settings", [{"every": 0}, {"num_images": 9}, {"num_images": 20.0}]
+    )
+    def test_bad_settings(self, settings):
+        (name,) = settings
+        with pytest.raises(ValueError, match=f"Received: {name}="):
+            callbacks.Evaluation(np.zeros((9, 8, 8, 1)), extract, **settings)
+
+
+@needs_gan
+class TestCheckpoint:
+    @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "critic_steps": 2}])
+    def test_goes_on_as_if_nothing_had_been(self, tmp_path, settings):
+        whole = make_gan(**settings)
+        fit(whole, epochs=4)
+        fit(
+            make_gan(**settings),
+            epochs=2,
+            callbacks=[callbacks.Checkpoint(tmp_path)],
+        )
+        checkpoint = callbacks.Checkpoint(tmp_path)
+        assert checkpoint.finished_epochs() == 2
+        gan = make_gan(**settings)
+        fit(gan, epochs=4, initial_epoch=checkpoint.restore(gan))
+        for expected, found in zip(whole.weights, gan.weights):
+            np.testing.assert_allclose(
+                to_numpy(found),
+                to_numpy(expected),
+                rtol=1e-4,
+                atol=1e-6,
+                err_msg=found.path,
+            )
+
+    def test_one_file_remains(self, tmp_path):
+        checkpoint = callbacks.Checkpoint(tmp_path / "new" / "folder")
+        assert checkpoint.finished_epochs() == 0
+        assert checkpoint.restore(make_gan()) == 0
+        fit(make_gan(), epochs=3, callbacks=[checkpoint])
+        names = [path.name for path in (tmp_path / "new/folder").iterdir()]
+        assert names == ["epoch_3.keras"]
+
+    def test_the_disk_is_full(self, tmp_path):
+        gan = make_gan()
+        checkpoint = callbacks.Checkpoint(tmp_path)
+        fit(gan, epochs=1, callbacks=[checkpoint])
+        before = (tmp_path / "epoch_1.keras").read_bytes()
+        # A limit on the size of files is met as the end of a disk is.
+        with limited_files(len(before) // 2):
+            with pytest.raises(OSError, match="is the disk full.*new.keras"):
+                checkpoint.on_epoch_end(1)
+        assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.keras"]
+        assert (tmp_path / "epoch_1.keras").read_bytes() == before
+        assert checkpoint.restore(make_gan()) == 1
+
+    def test_of_another_network(self, tmp_path):
+        checkpoint = callbacks.Checkpoint(tmp_path)
+        fit(make_gan(), epochs=1, callbacks=[checkpoint])
+        with pytest.raises(ValueError, match="does not fit.*epoch_1.keras"):
+            checkpoint.restore(make_gan(num_classes=3))
+
+    def test_damaged(self, tmp_path):
+        checkpoint = callbacks.Checkpoint(tmp_path)
+        fit(make_gan(), epochs=1, callbacks=[checkpoint])
+        path = tmp_path / "epoch_1.keras"
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(ValueError, match="damaged.*epoch_1.keras"):
+            checkpoint.restore(make_gan())
+
+
+@contextlib.contextmanager
+def limited_files(size):
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@needs_gan
+def test_tensorboard(tmp_path):
+    gan = make_gan()
+    board = callbacks.TensorBoard(tmp_path, rows=2, columns=3)
+    history = fit(gan, epochs=2, callbacks=[board])
+
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.util import tensor_util
+
+    events = event_accumulator.EventAccumulator(
+        str(tmp_path), size_guidance={"tensors": 0}
+    )
+    events.Reload()
+    tags = events.Tags()["tensors"]
+    assert {"critic_loss", "norm/first", "samples"} <= set(tags)
+    for name in history:
+        found = events.Tensors(name)
+        assert [event.step for event in found] == [4, 8]
+        np.testing.assert_allclose(
+            [tensor_util.make_ndarray(e.tensor_proto) for e in found],
+            history[name],
+            rtol=1e-6,
+        )
+    _, _, png = tensor_util.make_ndarray(
+        events.Tensors("samples")[-1].tensor_proto
+    )
+    with Image.open(io.BytesIO(png)) as image:
+        grid = callbacks.sample_grid(gan, 2, 3)
+        np.testing.assert_array_equal(np.asarray(image), grid[..., 0])
+
+
+@needs_gan
+def test_only_the_chief_writes(tmp_path, monkeypatch):
+    gan = make_gan()
+    monkeypatch.setattr(type(gan), "is_chief", False)
+    found = [
+        callbacks.TrainingLog(tmp_path / "a"),
+        callbacks.SampleGrid(tmp_path / "b"),
+        callbacks.TensorBoard(tmp_path / "c"),
+        callbacks.Checkpoint(tmp_path / "d"),
+        callbacks.Evaluation(np.zeros((9, 8, 8, 1)), extract),
+    ]
+    history = fit(gan, epochs=1, callbacks=found)
+    assert not list(tmp_path.iterdir())
+    assert "custom_fid" not in history
 
 
 def test_kernel_norms():

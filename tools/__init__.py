@@ -1,0 +1,1 @@
+"""What a maintainer runs: measurements that results/ is made of."""
