@@ -26,6 +26,7 @@ LATENT_DIM = 128
 # An epoch is no pass over the data but what lies between two reports.
 _PAPER = {
     "width": 1.0,
+    "loss": "hinge",
     "batch_size": 64,
     "learning_rate": 2e-4,
     "beta_1": 0.5,
@@ -57,8 +58,8 @@ NETWORKS = {
     "biggan": (biggan.generator, biggan.critic, {**_PAPER, **_BIGGAN}),
 }
 
-# What each --normalizer gives to the critic, the rows of the paper's Table 1
-# among them. Other names are those of `keras_san.normalizers.get`.
+# What each --normalizer gives to the critic where it is none of
+# `keras_san.normalizers.get`: the other rows of the paper's Table 1.
 BASELINES = {
     "none": {},
     "wgan_gp": {},
@@ -73,13 +74,29 @@ BASELINES = {
 }
 NORMALIZERS = ["san", "sn", "ssn", "bsn", "bssn", "conv_sn", *BASELINES]
 
+# Where a row of Table 1 was not trained as the network's other rows.
+_CROSS_ENTROPY = {"loss": "non_saturating"}
+SETTINGS = {
+    "wgan_gp": {
+        "loss": "wasserstein",
+        "critic_steps": 5,
+        "learning_rate": 1e-4,
+    },
+    "clip": _CROSS_ENTROPY,
+    "weight_norm": _CROSS_ENTROPY,
+    "batch_norm": _CROSS_ENTROPY,
+    "layer_norm": _CROSS_ENTROPY,
+    "orthonormal": _CROSS_ENTROPY,
+}
+
 
 def parse(argv=None):
     """Reads the command line into a namespace."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.image_generation",
         description=__doc__.splitlines()[0],
-        epilog="Where no default is given, it is that of the network.",
+        epilog="Where no default is given, it is that of the network, or of "
+        "the normalizer's row in Table 1.",
         formatter_class=_Help,
     )
     add = parser.add_argument
@@ -123,12 +140,15 @@ def parse(argv=None):
         help="divide kernels in the forward pass, or project them after each "
         "update (default: that of the normalizer)",
     )
-    add("--scale", type=float, default=1.0, help="factor on the kernels")
+    add(
+        "--scale",
+        type=float,
+        help="factor on the kernels; ssn and bssn need it",
+    )
     add(
         "--update-interval",
         type=int,
-        default=1,
-        help="steps from one measurement of the norms to the next",
+        help="steps from one measurement of the norms to the next (default: 1)",
     )
     add(
         "--initializer",
@@ -138,7 +158,7 @@ def parse(argv=None):
     add(
         "--loss",
         choices=["hinge", "wasserstein", "non_saturating"],
-        help="(default: hinge; with wgan_gp wasserstein)",
+        help="default: hinge; for rows of Table 1 what the papers took",
     )
     add("--epochs", type=int, help="how often to report and to save")
     add("--steps-per-epoch", type=int)
@@ -164,17 +184,18 @@ def parse(argv=None):
         help="what to measure with: inception (see --download), the folder of "
         "a copy of TF-GAN's Inception module, or a Keras classifier (.keras, "
         "with layers features and logits). Default: DATASET_judge.keras in "
-        "--data-dir or beside it, if there is one",
+        "--data-dir, beside it, or here, if there is one",
     )
     add("--samples", type=int, default=10_000, help="images to measure with")
     runs.add_arguments(parser)
     args = parser.parse_args(argv)
-    for name, value in NETWORKS[args.network][2].items():
+    defaults = {
+        **NETWORKS[args.network][2],
+        **SETTINGS.get(args.normalizer, {}),
+    }
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if args.loss is None:
-        penalized = args.normalizer == "wgan_gp"
-        args.loss = "wasserstein" if penalized else "hinge"
     if args.name is None:
         dataset = os.path.basename(os.path.normpath(args.dataset))
         args.name = "-".join(
@@ -208,16 +229,11 @@ def main(argv=None):
         ValueError: for settings or images that cannot be trained with, and
             for an output folder that exists from another run.
         OSError: if a checkpoint cannot be written.
+        ImportError: if TensorBoard is not installed.
     """
     args = parse(argv)
     scope = runs.strategy_scope(args.strategy)
-    every = epochs_between_evaluations(args)
-    extractor = find_extractor(args) if every else None
-    # In the settings of the run without its folder, which may be moved.
-    args.extractor = extractor and os.path.basename(os.path.normpath(extractor))
-    run = runs.Run(args)
-    if every:
-        extractor = extractors.get(extractor)
+    run, extractor = open_run(args)
     images = data.load(
         args.dataset,
         data_dir=args.data_dir,
@@ -227,6 +243,12 @@ def main(argv=None):
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     finished = run.checkpoint.finished_epochs()
+    if args.batch_size * args.critic_steps > len(images):
+        raise ValueError(
+            "A step takes --batch-size images for each of --critic-steps, and "
+            f"{images.name!r} has {len(images)}. Received: --batch-size "
+            f"{args.batch_size} --critic-steps {args.critic_steps}"
+        )
     batches = data.batches(
         images,
         args.batch_size * args.critic_steps,
@@ -237,16 +259,24 @@ def main(argv=None):
     with scope:
         gan = make_gan(args, images)
         run.checkpoint.restore(gan)
+    shown = [
+        callbacks.TrainingLog(run.folder),
+        callbacks.SampleGrid(run.folder),
+        callbacks.TensorBoard(run.path("tensorboard")),
+        # Last: what it has saved, the others have seen.
+        run.checkpoint,
+    ]
+    if extractor is not None and gan.is_chief:
+        every = args.evaluate_every // args.steps_per_epoch
+        shown.insert(
+            0,
+            callbacks.Evaluation(
+                images.images, extractor, every, args.samples, args.seed
+            ),
+        )
     if gan.is_chief:
         # Only now, that nothing about the arguments can be wrong any more.
         run.begin()
-    evaluation = []
-    if every:
-        evaluation = [
-            callbacks.Evaluation(
-                images.images, extractor, every, args.samples, args.seed
-            )
-        ]
     gan.fit(
         batches,
         epochs=args.epochs,
@@ -255,19 +285,14 @@ def main(argv=None):
         shuffle=False,
         # A progress bar in a file is one long line.
         verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[
-            *evaluation,
-            callbacks.TrainingLog(run.folder),
-            callbacks.SampleGrid(run.folder),
-            callbacks.TensorBoard(run.path("tensorboard")),
-            # Last: what it has saved, the others have seen.
-            run.checkpoint,
-        ],
+        callbacks=shown,
     )
     if gan.is_chief:
-        gan.save(run.path("gan.keras"))
         sampler = gan.averaged_generator or gan.generator
         sampler.export(run.path("generator"), verbose=False)
+        # Last, and at once: with it the run is finished.
+        gan.save(run.path("new.keras"))
+        os.replace(run.path("new.keras"), run.path("gan.keras"))
         print(f"Look at {run.path('samples.png')}")
         print(f"The generator is a SavedModel in {run.path('generator')}")
         print(f"Curves: tensorboard --logdir {run.path('tensorboard')}")
@@ -333,16 +358,27 @@ def critic_settings(args):
             "only, as in the papers. Received: "
             f"--normalizer {args.normalizer} with --network {args.network}"
         )
-    if args.normalizer not in BASELINES:
-        # SSN is SN with a scale.
-        name = "sn" if args.normalizer == "ssn" else args.normalizer
-        given = {
-            "scale": args.scale,
-            "update_interval": args.update_interval,
-            "form": args.form,
-        }
-        given = {name: v for name, v in given.items() if v is not None}
-        settings["normalizer"] = type(normalizers.get(name))(**given)
+    given = {
+        "scale": args.scale,
+        "update_interval": args.update_interval,
+        "form": args.form,
+    }
+    given = {name: v for name, v in given.items() if v is not None}
+    if args.normalizer in BASELINES:
+        if given:
+            raise ValueError(
+                "Only normalizers that divide by a norm have these settings. "
+                f"Received: {given} with --normalizer {args.normalizer}"
+            )
+        return settings
+    if args.normalizer in ("ssn", "bssn") and args.scale is None:
+        raise ValueError(
+            "What makes it more than sn or bsn is its scale, and no best one "
+            "was published (the authors try 0.7 to 4): pass --scale. Received: "
+            f"--normalizer {args.normalizer} without --scale"
+        )
+    name = "sn" if args.normalizer == "ssn" else args.normalizer
+    settings["normalizer"] = type(normalizers.get(name))(**given)
     return settings
 
 
@@ -358,19 +394,37 @@ def make_optimizer(args, updates_per_step):
     return keras.optimizers.Adam(rate, beta_1=args.beta_1, beta_2=args.beta_2)
 
 
-def epochs_between_evaluations(args):
-    """How many epochs there are from one evaluation to the next, or `None`."""
-    if args.evaluate_every is None:
-        return None
-    every, rest = divmod(args.evaluate_every, args.steps_per_epoch)
-    if every < 1 or rest:
+def open_run(args):
+    """The run that the arguments describe, once they fit together.
+
+    Args:
+        args: The namespace of all settings. What is said of an evaluation is
+            brought into the form in which the run keeps it.
+
+    Returns:
+        A `runs.Run`, and an extractor, or `None` without an evaluation.
+
+    Raises:
+        ValueError: if something does not fit.
+    """
+    _check_multiple(args, "steps_per_epoch", "steps_per_execution")
+    extractor = None
+    if args.evaluate_every is not None:
+        _check_multiple(args, "evaluate_every", "steps_per_epoch")
+        extractor = extractors.get(find_extractor(args))
+    args.extractor = extractor and extractor.name
+    args.samples = args.samples if extractor else None
+    return runs.Run(args), extractor
+
+
+def _check_multiple(args, name, unit):
+    steps, steps_of_unit = getattr(args, name), getattr(args, unit)
+    if min(steps, steps_of_unit) < 1 or steps % steps_of_unit:
+        flag, flag_of_unit = (f"--{n.replace('_', '-')}" for n in (name, unit))
         raise ValueError(
-            "Evaluation takes place at the end of epochs: --evaluate-every "
-            "must be a multiple of --steps-per-epoch. Received: "
-            f"--evaluate-every {args.evaluate_every} with --steps-per-epoch "
-            f"{args.steps_per_epoch}"
+            f"{flag} must be a positive multiple of {flag_of_unit}. Received: "
+            f"{flag} {steps} with {flag_of_unit} {steps_of_unit}"
         )
-    return every
 
 
 def find_extractor(args):
@@ -385,11 +439,21 @@ def find_extractor(args):
     Raises:
         ValueError: if nothing was passed, found, or may be downloaded.
     """
+    if args.extractor == "inception" and not args.download:
+        raise ValueError(
+            "Nothing is downloaded unless you say so: pass --download, too, or "
+            "the folder of a copy of the module. Received: --extractor "
+            "inception without --download"
+        )
     if args.extractor:
         return args.extractor
     name = f"{os.path.basename(os.path.normpath(args.dataset))}_judge.keras"
     folder = args.data_dir or "."
-    places = [os.path.join(folder, name), os.path.join(folder, "..", name)]
+    places = [
+        os.path.join(folder, name),
+        os.path.join(folder, "..", name),
+        name,
+    ]
     for path in places:
         if os.path.exists(path):
             print(f"Evaluating with {path}: judge scores, not Inception's.")
@@ -407,5 +471,5 @@ def find_extractor(args):
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -43,7 +43,8 @@ def add_arguments(parser):
     add(
         "--jit",
         action="store_true",
-        help="compile with XLA, as by default on GPU and TPU only",
+        help="compile with XLA; default: what Keras finds best, which is to do "
+        "so on JAX and on a single GPU",
     )
     add(
         "--steps-per-execution",
@@ -159,11 +160,12 @@ class Run:
             )
         with open(path) as file:
             before = json.load(file)
-        # Evaluation may pause or begin late, but knows one extractor only.
-        if args.extractor is None:
-            args.extractor = before.get("extractor")
-        if before.get("extractor") is None:
-            before["extractor"] = args.extractor
+        # Evaluation may pause or begin late, but must stay the same.
+        for name in ("extractor", "samples"):
+            if getattr(args, name, None) is None:
+                setattr(args, name, before.get(name))
+            if before.get(name) is None:
+                before[name] = getattr(args, name)
         now = self.settings()
         differing = {
             name: f"{before.get(name)} -> {now.get(name)}"
@@ -191,5 +193,6 @@ class Run:
     def begin(self):
         """Makes the folder. Call it once nothing can be wrong any more."""
         os.makedirs(self.folder, exist_ok=True)
-        with open(self.path("settings.json"), "w") as file:
+        with open(self.path("settings.json.new"), "w") as file:
             json.dump(self.settings(), file, indent=1)
+        os.replace(self.path("settings.json.new"), self.path("settings.json"))

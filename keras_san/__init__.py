@@ -4,7 +4,16 @@ Reference:
     [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
 """
 
-from keras_san import losses, metrics, normalizers, norms, padding, regularizers
+from keras_san import (
+    callbacks,
+    losses,
+    metrics,
+    networks,
+    normalizers,
+    norms,
+    padding,
+    regularizers,
+)
 from keras_san.export import strip
 from keras_san.gan import GAN
 from keras_san.layers import SANConv2D, SANDense, SANWrapper, hold_norms
@@ -16,9 +25,11 @@ __all__ = [
     "SANConv2D",
     "SANDense",
     "SANWrapper",
+    "callbacks",
     "hold_norms",
     "losses",
     "metrics",
+    "networks",
     "normalizers",
     "norms",
     "padding",

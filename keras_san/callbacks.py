@@ -7,11 +7,12 @@ import math
 import os
 import re
 import time
+import warnings
 
 import keras
 import numpy as np
 
-from keras_san import metrics
+from keras_san import metrics, norms
 from keras_san.checks import check_count
 from keras_san.layers import KernelNormalization, flatten_layers
 from keras_san.metrics import extractors
@@ -27,12 +28,12 @@ class SampleGrid(keras.callbacks.Callback):
         directory: String or path, where `samples.png` (the latest) and
             `samples_0001.png`, ... are written. It is created if missing.
         rows: Int.
-        columns: Int.
+        columns: Int, or `None` for one a class, or 8.
         scale: Int, the size of an image's pixel in the file.
         seed: Int for the latent vectors.
     """
 
-    def __init__(self, directory, rows=8, columns=8, scale=2, seed=0):
+    def __init__(self, directory, rows=8, columns=None, scale=2, seed=0):
         super().__init__()
         self.directory = directory
         self.rows = rows
@@ -52,18 +53,19 @@ class SampleGrid(keras.callbacks.Callback):
             )
 
 
-def sample_grid(gan, rows=8, columns=8, seed=0):
+def sample_grid(gan, rows=8, columns=None, seed=0):
     """Generated images as one, the same latent vectors for the same seed.
 
     Args:
         gan: A `keras_san.GAN`. If it is conditional, each column has a class.
         rows: Int.
-        columns: Int.
+        columns: Int, or `None` for one a class, or 8.
         seed: Int for the latent vectors.
 
     Returns:
         A uint8 array, see `image_grid`.
     """
+    columns = columns or gan.num_classes or 8
     labels = None
     if gan.num_classes is not None:
         labels = np.arange(rows * columns) % columns % gan.num_classes
@@ -96,15 +98,17 @@ def image_grid(images, columns, gap=1):
 class Evaluation(keras.callbacks.Callback):
     """Measures Inception score, FID and KID while a GAN trains.
 
-    It adds `is`, `is_std`, `fid`, `kid` and `samples` (the number of
-    generated images) to the logs of an epoch, where callbacks behind it,
-    the history and the progress bar find them. Under any other extractor
-    than the Inception network the names begin with its label, as in
-    `judge_fid`: such values do not compare with published ones.
+    It adds `is`, `is_std` (over `splits` parts of the samples), `fid`, `kid`,
+    `samples` (the number of generated images) and `splits` to the logs of an
+    epoch, where callbacks behind it, the history and the progress bar find
+    them. Under any other extractor than the Inception network the names
+    begin with its label, as in `judge_fid`, or with `custom_` if it has none:
+    such values do not compare with published ones.
 
     Args:
         images: Real images, uint8, or floats in [-1, 1]. Of these
-            `num_images` are drawn at random, once, or all if there are fewer.
+            `num_images` are drawn at random and looked at, now, or all if
+            there are fewer.
         extractor: What `keras_san.metrics.extractors.get` takes.
         every: Int, epochs from one evaluation to the next.
         num_images: Int >= 10, how many images are generated each time.
@@ -112,22 +116,36 @@ class Evaluation(keras.callbacks.Callback):
             which are the same each time.
 
     Raises:
-        ValueError: for an unknown extractor or a count below those above.
+        ValueError: for an unknown extractor, a count below those above, or
+            too few real images.
     """
 
     def __init__(self, images, extractor, every=1, num_images=10_000, seed=0):
         super().__init__()
         check_count("every", every)
         check_count("num_images", num_images, least=10)
-        self.images = images
         self.extractor = extractors.get(extractor)
         self.every = every
         self.num_images = num_images
         self.seed = seed
-        self._score = metrics.InceptionScore()
+        self._label = getattr(self.extractor, "label", "custom_")
+        # Of 5,000 samples each, as in the papers.
+        self._score = metrics.InceptionScore(splits=max(1, num_images // 5000))
         self._fid = metrics.FrechetInceptionDistance()
         self._kid = metrics.KernelInceptionDistance()
-        self._seen_real = False
+        # Two in each block of KID.
+        least = 2 * math.ceil(num_images / self._kid.block_size)
+        if len(images) < least:
+            raise ValueError(
+                f"To evaluate with {num_images} generated images, at least "
+                f"{least} real ones are needed. Received: {len(images)} images"
+            )
+        order = np.random.default_rng(seed).permutation(len(images))
+        chosen = order[:num_images]
+        for part in _chunks(len(chosen)):
+            features, _ = self.extractor(images[chosen[part]])
+            self._fid.update_state(features, real=True)
+            self._kid.update_state(features, real=True)
 
     def on_epoch_end(self, epoch, logs=None):
         if self.model.is_chief and (epoch + 1) % self.every == 0:
@@ -142,15 +160,6 @@ class Evaluation(keras.callbacks.Callback):
         Returns:
             A dict of floats, named as in the logs.
         """
-        if not self._seen_real:
-            rng = np.random.default_rng(self.seed)
-            chosen = rng.permutation(len(self.images))[: self.num_images]
-            for part in _chunks(len(chosen)):
-                real = self.images[np.sort(chosen[part])]
-                features, _ = self.extractor(real)
-                self._fid.update_state(features, real=True)
-                self._kid.update_state(features, real=True)
-            self._seen_real = True
         self._score.reset_state()
         self._fid.reset_state(keep_real=True)
         self._kid.reset_state(keep_real=True)
@@ -163,14 +172,15 @@ class Evaluation(keras.callbacks.Callback):
             self._fid.update_state(features)
             self._kid.update_state(features)
         score = self._score.result()
-        label = getattr(self.extractor, "label", "custom_")
-        return {
-            f"{label}is": score["inception_score"],
-            f"{label}is_std": score["inception_score_std"],
-            f"{label}fid": self._fid.result()["fid"],
-            f"{label}kid": self._kid.result()["kid"],
-            f"{label}samples": score["samples"],
+        values = {
+            "is": score["inception_score"],
+            "is_std": score["inception_score_std"],
+            "fid": self._fid.result()["fid"],
+            "kid": self._kid.result()["kid"],
+            "samples": score["samples"],
+            "splits": score["splits"],
         }
+        return {f"{self._label}{name}": v for name, v in values.items()}
 
 
 def _chunks(count, size=1000):
@@ -181,9 +191,10 @@ def _chunks(count, size=1000):
 class Checkpoint(keras.callbacks.Callback):
     """Keeps what it takes to go on with a training, after each epoch.
 
-    One file holds both networks, both optimizers, norms and random states.
-    It is written whole before it takes the place of the last one: whatever
-    happens meanwhile, one whole checkpoint remains.
+    One file holds both networks, both optimizers, norms and the random
+    states of the GAN and its norms (but of no other layer, such as Dropout:
+    Keras saves none). It is written whole before it takes the place of the
+    last one: whatever happens meanwhile, one whole checkpoint remains.
 
     Args:
         directory: String or path, created if missing.
@@ -224,7 +235,12 @@ class Checkpoint(keras.callbacks.Callback):
         if epochs:
             path = self._path(epochs)
             try:
-                gan.load_weights(path)
+                with warnings.catch_warnings():
+                    # Else it would go on with an optimizer's fresh state.
+                    warnings.filterwarnings(
+                        "error", message="Skipping variable loading"
+                    )
+                    gan.load_weights(path)
             except Exception as error:
                 raise ValueError(
                     "The checkpoint does not fit this GAN, or is damaged. "
@@ -282,7 +298,7 @@ class TensorBoard(keras.callbacks.Callback):
         ImportError: if TensorFlow or TensorBoard is not installed.
     """
 
-    def __init__(self, directory, rows=8, columns=8, seed=0):
+    def __init__(self, directory, rows=8, columns=None, seed=0):
         super().__init__()
         try:
             import tensorboard  # noqa: F401
@@ -312,7 +328,7 @@ class TensorBoard(keras.callbacks.Callback):
         with self._writer.as_default(step=steps_taken(self.model)):
             for name, value in (logs or {}).items():
                 tf.summary.scalar(name, value)
-            for name, value in kernel_norms(self.model).items():
+            for name, value in kernel_norms(self.model.critic).items():
                 tf.summary.scalar(name, value)
             tf.summary.image("samples", grid[None])
         self._writer.flush()
@@ -361,7 +377,7 @@ class TrainingLog(keras.callbacks.Callback):
                 "step": steps_taken(self.model),
                 "seconds": round(seconds, 3),
                 **(logs or {}),
-                **kernel_norms(self.model),
+                **kernel_norms(self.model.critic),
             }
         )
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -380,32 +396,44 @@ def steps_taken(gan):
 
 
 def kernel_norms(model):
-    """The norms of all normalized kernels of a model.
+    """The norms of all kernels of a model.
 
     Args:
         model: A Keras model.
 
     Returns:
         A dict of floats, in the order of the layers. The keys are
-        `norm/<layer>` (`norm/<layer>/<kernel>` where a layer has several),
-        the values the norms, times the gain, of the kernels as they are
+        `norm/<layer>` (`norm/<layer>/<kernel>` where a layer has several).
+        The values are the norms, times the gain, of the kernels as they are
         trained: in the divided form what a kernel is divided by, in the
-        projected form the `scale`.
+        projected form the `scale`. Where nothing normalizes a layer's
+        `kernel`, it is the top singular value of its `(fan_in, outputs)`
+        matrix.
     """
-    found = [
-        layer
-        for layer in flatten_layers(model)
-        if isinstance(layer, KernelNormalization)
-    ]
+    found, owners = [], []
+    for layer in flatten_layers(model):
+        if isinstance(layer, KernelNormalization):
+            kernel = layer.get_kernel()
+            found.append((kernel, layer.owner, layer.name, layer.current))
+            owners.append(layer.owner)
+    normalized = {id(kernel) for kernel, *_ in found}
+    for layer in flatten_layers(model):
+        kernel = getattr(layer, "kernel", None)
+        if isinstance(kernel, keras.Variable) and id(kernel) not in normalized:
+
+            def norm(kernel=kernel):
+                return norms.spectral_norm(kernel)
+
+            found.append((kernel, layer.name, "kernel", norm))
+            owners.append(layer.name)
     place = {id(weight): i for i, weight in enumerate(model.weights)}
-    found.sort(key=lambda norm: place[id(norm.get_kernel())])
-    owners = [norm.owner for norm in found]
+    found.sort(key=lambda item: place[id(item[0])])
     result = {}
-    for norm in found:
-        key = f"norm/{norm.owner}"
-        if owners.count(norm.owner) > 1:
-            key = f"{key}/{norm.name}"
-        result[key] = float(keras.ops.convert_to_numpy(norm.current()))
+    for _, owner, name, norm in found:
+        key = f"norm/{owner}"
+        if owners.count(owner) > 1:
+            key = f"{key}/{name}"
+        result[key] = float(keras.ops.convert_to_numpy(norm()))
     return result
 
 
@@ -440,15 +468,14 @@ def draw_curves(rows, path):
 
     names = list(dict.fromkeys(name for row in rows for name in row))
 
-    def ending(*ends):
-        return [n for n in names if n.split("_")[-1] in ends]
+    def ending(end):
+        return [n for n in names if n.split("_")[-1] == end]
 
     panels = [
         ("loss", ending("loss")),
         ("mean logit of the critic", ending("logit")),
-        ("Inception score", ending("is")),
-        ("FID", ending("fid")),
-        ("KID", ending("kid")),
+        # One each, and named in full: a judge's FID is not Inception's.
+        *((n, [n]) for end in ("is", "fid", "kid") for n in ending(end)),
         ("norm of the kernel", [n for n in names if n.startswith("norm/")]),
     ]
     panels = [(title, keys) for title, keys in panels if keys]

@@ -6,11 +6,13 @@ import signal
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, sparsity_aware, to_numpy
+from helpers import BACKEND, matrix_norm, sparsity_aware, to_numpy
 from PIL import Image
-from test_gan import fit, make_gan
+from test_gan import fit, make_gan, some_images
 
+import keras_san
 from keras_san import SANWrapper, callbacks, metrics, normalizers
+from keras_san.networks import biggan
 
 needs_gan = pytest.mark.skipif(
     BACKEND == "torch", reason="GAN trains on tensorflow and jax; run there"
@@ -101,7 +103,7 @@ class TestEvaluation:
         history = fit(gan, epochs=4, callbacks=[evaluation])
         assert len(history["custom_fid"]) == 2
 
-        chosen = np.random.default_rng(3).permutation(50)[:40]
+        chosen = np.random.default_rng(3).permutation(50)[:40]  # Some of all.
         generated, _ = extract(gan.generate(40, seed=(3, 0)))
         fid = metrics.FrechetInceptionDistance()
         fid.update_state(extract(images[chosen])[0], real=True)
@@ -109,7 +111,7 @@ class TestEvaluation:
         kid = metrics.KernelInceptionDistance(extract)
         kid.update_state(images[chosen], real=True)
         kid.update_state(gan.generate(40, seed=(3, 0)))
-        score = metrics.InceptionScore()
+        score = metrics.InceptionScore(splits=1)
         score.update_state(generated)
         found = {name: values[-1] for name, values in history.items()}
         np.testing.assert_allclose(
@@ -146,7 +148,7 @@ class TestEvaluation:
 
         images = np.zeros((30, 8, 8, 1), "uint8")
         evaluation = callbacks.Evaluation(images, Judge(), num_images=30)
-        names = ["is", "is_std", "fid", "kid", "samples"]
+        names = ["is", "is_std", "fid", "kid", "samples", "splits"]
         assert list(evaluation.evaluate(gan)) == names
 
     @pytest.mark.parametrize(
@@ -157,14 +159,44 @@ class TestEvaluation:
         with pytest.raises(ValueError, match=f"Received: {name}="):
             callbacks.Evaluation(np.zeros((9, 8, 8, 1)), extract, **settings)
 
+    def test_too_few_images(self):
+        with pytest.raises(ValueError, match="at least 6 real.*5 images"):
+            callbacks.Evaluation(np.zeros((5, 8, 8, 1)), extract, 1, 3000)
+
+    def test_the_order_of_the_images_does_not_matter(self):
+        """Blocks of KID are as random as the choice of images."""
+        images = np.arange(2500)[:, None, None, None] % 256
+        images = np.sort(images, axis=0) * np.ones((1, 8, 8, 1))
+        seen = []
+
+        def spy(images):
+            seen.append(images[:, 0, 0, 0])
+            return extract(images)
+
+        callbacks.Evaluation(images.astype("uint8"), spy, num_images=2500)
+        means = [part.mean() for part in seen]
+        assert len(means) == 3 and np.ptp(means) < 20.0
+        first = seen[0].astype(int)
+        assert np.abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.2
+
 
 @needs_gan
 class TestCheckpoint:
-    @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "critic_steps": 2}])
+    @pytest.mark.parametrize(
+        "settings", [{}, {"ema": 0.9, "critic_steps": 2}, {"num_classes": 3}]
+    )
     def test_goes_on_as_if_nothing_had_been(self, tmp_path, settings):
+        images = [some_images()]
+        if "num_classes" in settings:
+            images.append(np.arange(len(images[0]), dtype="int32") % 3)
+        data = {"x": images[0], "y": images[1] if images[1:] else None}
+
+        def train(gan, **kwargs):
+            gan.fit(**data, batch_size=8, verbose=0, shuffle=False, **kwargs)
+
         whole = make_gan(**settings)
-        fit(whole, epochs=4)
-        fit(
+        train(whole, epochs=4)
+        train(
             make_gan(**settings),
             epochs=2,
             callbacks=[callbacks.Checkpoint(tmp_path)],
@@ -172,7 +204,7 @@ class TestCheckpoint:
         checkpoint = callbacks.Checkpoint(tmp_path)
         assert checkpoint.finished_epochs() == 2
         gan = make_gan(**settings)
-        fit(gan, epochs=4, initial_epoch=checkpoint.restore(gan))
+        train(gan, epochs=4, initial_epoch=checkpoint.restore(gan))
         for expected, found in zip(whole.weights, gan.weights):
             np.testing.assert_allclose(
                 to_numpy(found),
@@ -208,6 +240,25 @@ class TestCheckpoint:
         fit(make_gan(), epochs=1, callbacks=[checkpoint])
         with pytest.raises(ValueError, match="does not fit.*epoch_1.keras"):
             checkpoint.restore(make_gan(num_classes=3))
+
+    def test_of_another_optimizer(self, tmp_path):
+        checkpoint = callbacks.Checkpoint(tmp_path)
+        fit(make_gan(), epochs=1, callbacks=[checkpoint])
+        gan = make_gan()
+        gan.compile(keras.optimizers.SGD(), keras.optimizers.SGD())
+        with pytest.raises(ValueError, match="does not fit.*optimizer"):
+            checkpoint.restore(gan)
+
+    def test_what_has_diverged_is_not_kept(self, tmp_path):
+        gan = make_gan(None)
+        checkpoint = callbacks.Checkpoint(tmp_path)
+        fit(gan, epochs=1, callbacks=[checkpoint])
+        before = (tmp_path / "epoch_1.keras").read_bytes()
+        weight = gan.critic.trainable_weights[0]
+        weight.assign(np.full(weight.shape, np.nan))
+        with pytest.raises(ValueError, match="has diverged in epoch 2"):
+            fit(gan, epochs=2, initial_epoch=1, callbacks=[checkpoint])
+        assert (tmp_path / "epoch_1.keras").read_bytes() == before
 
     def test_damaged(self, tmp_path):
         checkpoint = callbacks.Checkpoint(tmp_path)
@@ -270,7 +321,7 @@ def test_only_the_chief_writes(tmp_path, monkeypatch):
         callbacks.SampleGrid(tmp_path / "b"),
         callbacks.TensorBoard(tmp_path / "c"),
         callbacks.Checkpoint(tmp_path / "d"),
-        callbacks.Evaluation(np.zeros((9, 8, 8, 1)), extract),
+        callbacks.Evaluation(np.zeros((9, 8, 8, 1)), extract, 1, 40),
     ]
     history = fit(gan, epochs=1, callbacks=found)
     assert not list(tmp_path.iterdir())
@@ -288,6 +339,7 @@ def test_kernel_norms():
             ),
             SANWrapper(keras.layers.SeparableConv2D(3, 3, name="two")),
             SANWrapper(keras.layers.Conv2D(3, 2, name="three"), project),
+            keras.layers.Conv2D(5, 1, name="plain"),
         ]
     )
     norms = callbacks.kernel_norms(model)
@@ -296,8 +348,32 @@ def test_kernel_norms():
         "norm/two_san/depthwise_kernel",
         "norm/two_san/pointwise_kernel",
         "norm/three_san",
+        "norm/plain",
     ]
     kernel = to_numpy(model.layers[0].layer.kernel)
     expected = 1.3 * sparsity_aware(kernel, (6, 6), (1, 1))
     np.testing.assert_allclose(norms["norm/one_san"], expected, rtol=1e-5)
     np.testing.assert_allclose(norms["norm/three_san"], 0.7, rtol=1e-5)
+    plain = matrix_norm(to_numpy(model.layers[3].kernel))
+    np.testing.assert_allclose(norms["norm/plain"], plain, rtol=1e-4)
+
+
+@needs_gan
+def test_logged_norms_are_the_critics(tmp_path):
+    """Also where both networks have layers of the same names."""
+    gan = keras_san.GAN(
+        biggan.generator(8, latent_dim=4, width=0.02),
+        biggan.critic(8, width=0.02),
+        latent_dim=4,
+        num_classes=10,
+    )
+    gan.compile()
+    log = callbacks.TrainingLog(tmp_path)
+    log.set_model(gan)
+    log.on_train_begin()
+    log.on_epoch_end(0)
+    (row,) = callbacks.read_log(tmp_path / "log.csv")
+    layer = gan.critic.get_layer("block_1_conv_1")
+    np.testing.assert_allclose(
+        row["norm/block_1_conv_1"], to_numpy(layer.kernel_norms[0].norm)
+    )

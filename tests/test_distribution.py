@@ -526,3 +526,24 @@ def test_two_devices_of_jax(tmp_path):
         assert_same(two[key], expected, key)
         if "/history/" in key:
             assert np.ptp(expected) > 1e-4, key
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="it is about JAX; runs there")
+def test_the_example_on_two_devices_of_jax(tmp_path):
+    command = "--width 0.03 --batch-size 8 --steps-per-epoch 2 --epochs 1"
+    command += f" --strategy data_parallel --output {tmp_path}"
+    result = subprocess.run(
+        [sys.executable, "-m", "examples.image_generation", *command.split()],
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        },
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    files = {path.name for path in (tmp_path / "digits-san").iterdir()}
+    assert {"gan.keras", "generator", "samples.png", "log.csv"} <= files

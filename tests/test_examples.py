@@ -93,7 +93,9 @@ class TestNormalizers:
         assert all(layer.normalizer is None for layer in kernels)
         penalized = name == "wgan_gp"
         assert isinstance(gan.penalty, losses.GradientPenalty) == penalized
-        assert isinstance(gan.loss_function, losses.Wasserstein) == penalized
+        assert gan.critic_steps == (5 if penalized else 1)
+        loss = {"none": losses.Hinge, "wgan_gp": losses.Wasserstein}
+        assert type(gan.loss_function) is loss.get(name, losses.NonSaturating)
         images = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16, 1))
         gan.fit(images.astype("float32"), batch_size=8, verbose=0)
         if name == "clip":
@@ -117,11 +119,19 @@ class TestNormalizers:
         with pytest.raises(ValueError, match="CNN's critic.*resnet"):
             made("--normalizer", name, "--network", "resnet", size=32)
 
+    def test_settings_that_would_do_nothing(self):
+        with pytest.raises(ValueError, match="'scale': 2.0.*clip"):
+            made("--normalizer", "clip", "--scale", "2")
+        for name in ("ssn", "bssn"):
+            with pytest.raises(ValueError, match=f"pass --scale.*{name}"):
+                made("--normalizer", name)
+
     def test_initializer(self):
-        gan = made("--initializer", "0.5")
-        gan_he = made()
-        kernel = gan.critic.layers[0].kernel.numpy()
-        assert kernel.std() > 1.5 * gan_he.critic.layers[0].kernel.numpy().std()
+        kernels = [
+            made(*arguments).critic.layers[0].kernel.numpy()
+            for arguments in ([], ["--initializer", "9"])
+        ]
+        assert kernels[0].std() < 1.0 and 5.0 < kernels[1].std() < 15.0
 
 
 class TestNetworks:
@@ -195,7 +205,7 @@ class TestEvaluation:
         with open(tmp_path / "a" / "settings.json") as file:
             assert json.load(file)["extractor"] == "judge.keras"
         # Goes on without, but not with another one.
-        run(tmp_path, "--name", "a", "--resume", "--samples", "40", epochs=3)
+        run(tmp_path, "--name", "a", "--resume", epochs=3)
         other = judge_model(tmp_path / "other.keras")
         arguments[-1] = str(other)
         with pytest.raises(ValueError, match="judge.keras -> other.keras"):
@@ -206,7 +216,10 @@ class TestEvaluation:
         args = image_generation.parse([*args, "--evaluate-every", "100"])
         with pytest.raises(ValueError, match="pass --extractor.*x_judge.keras"):
             image_generation.find_extractor(args)
-        args.download = True
+        args.extractor = "inception"
+        with pytest.raises(ValueError, match="inception without --download"):
+            image_generation.find_extractor(args)
+        args.extractor, args.download = None, True
         assert image_generation.find_extractor(args) == "inception"
         (tmp_path / "tfds").mkdir()
         (tmp_path / "x_judge.keras").touch()
@@ -216,7 +229,18 @@ class TestEvaluation:
     def test_not_a_multiple(self, tmp_path):
         with pytest.raises(ValueError, match="--evaluate-every 4 with"):
             run(tmp_path, "--evaluate-every", "4")
+        with pytest.raises(ValueError, match="--steps-per-epoch 3 with"):
+            run(tmp_path, "--steps-per-execution", "2")
+        with pytest.raises(ValueError, match="--steps-per-epoch 0 with"):
+            run(tmp_path, "--steps-per-epoch", "0")
         assert not list(tmp_path.iterdir())
+
+    def test_bad_settings_leave_no_folder(self, tmp_path):
+        judge = judge_model(tmp_path / "judge.keras")
+        arguments = ["--evaluate-every", "3", "--extractor", str(judge)]
+        with pytest.raises(ValueError, match="num_images=5"):
+            run(tmp_path / "runs", *arguments, "--samples", "5")
+        assert not (tmp_path / "runs").exists()
 
 
 def judge_model(path):
@@ -230,6 +254,19 @@ def judge_model(path):
         ]
     ).save(path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("data_parallel", "environment variable KERAS_BACKEND=jax"),
+        ("tpu", "cannot be set up on this machine.*strategy tpu"),
+    ],
+)
+def test_devices_that_are_not_there(tmp_path, strategy, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "--strategy", strategy)
+    assert not list(tmp_path.iterdir())
 
 
 def test_precision_and_execution(tmp_path):
@@ -294,7 +331,7 @@ def test_bad_data_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match="multiple of 8"):
         run(out, "--resize", "20")
     assert not out.exists()
-    with pytest.raises(ValueError, match="batch_size=4000"):
+    with pytest.raises(ValueError, match="--batch-size 4000"):
         run(out, "--batch-size", "4000")
     assert not out.exists()
 

@@ -92,6 +92,27 @@ class TestKeras:
         for x, y in zip(found, expected(model, large)):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
+    def test_colours_for_a_grey_extractor(self):
+        extractor = extractors.KerasExtractor(classifier((8, 8, 1)))
+        with pytest.raises(ValueError, match="images with 3 .*extractor of 1"):
+            extractor(noise(2))
+
+    def test_no_logits(self):
+        model = classifier()
+        softmax = model.layers[-1].name
+        with pytest.raises(ValueError, match="softmax.*Received: logits="):
+            extractors.KerasExtractor(model, logits=softmax)
+
+    def test_maps_are_no_features(self):
+        with pytest.raises(ValueError, match=r"shapes.*\(None, 6, 6, 4\)"):
+            model = classifier()
+            extractors.KerasExtractor(model, features=model.layers[0].name)
+
+    def test_the_model_stays_as_it_is(self):
+        model = classifier()
+        extractors.KerasExtractor(model)
+        assert len(model.trainable_weights) == len(model.weights) > 0
+
     def test_path(self, tmp_path):
         path = tmp_path / "judge.keras"
         model = classifier()
@@ -101,7 +122,8 @@ class TestKeras:
             extractors.get(path)(images), extractors.get(model)(images)
         ):
             np.testing.assert_array_equal(x, y)
-        assert extractors.get(str(path)).label == "judge_"
+        extractor = extractors.get(str(path))
+        assert (extractor.label, extractor.name) == ("judge_", "judge.keras")
 
     def test_bad_paths(self, tmp_path):
         with pytest.raises(ValueError, match="no such extractor.*nowhere"):

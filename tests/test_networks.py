@@ -575,3 +575,10 @@ def test_a_conditional_gan_trains(tmp_path):
 def test_arguments_are_documented(network):
     for argument in inspect.signature(network).parameters:
         assert f"\n        {argument}: " in network.__doc__, argument
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0])
+@pytest.mark.parametrize("network", [sngan.critic, biggan.generator])
+def test_bad_width(network, width):
+    with pytest.raises(ValueError, match=f"Received: width={width}"):
+        network(width=width)

@@ -40,6 +40,11 @@ def main(argv=None):
     add = parser.add_argument
     add("--dataset", default="digits", help="as of examples.image_generation")
     add("--data-dir", help="where tensorflow-datasets keeps its data")
+    add(
+        "--download",
+        action="store_true",
+        help="let tensorflow-datasets download what is missing",
+    )
     add("--resize", type=int, metavar="N", help="crop and scale to NxN")
     add("--epochs", type=int, default=10)
     add("--width", type=float, default=1.0, help="factor on the channels")
@@ -49,7 +54,12 @@ def main(argv=None):
     name = os.path.basename(os.path.normpath(args.dataset))
     output = args.output or f"{name}_judge.keras"
 
-    images = data.load(args.dataset, resize=args.resize, data_dir=args.data_dir)
+    images = data.load(
+        args.dataset,
+        resize=args.resize,
+        data_dir=args.data_dir,
+        download=args.download,
+    )
     if images.labels is None:
         raise ValueError(
             "A judge learns from labels. Choose a dataset that has some, or a "

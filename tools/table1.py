@@ -3,8 +3,10 @@ r"""Trains a matrix of networks, normalizers and seeds, and makes one table.
 Run it again to go on: finished runs are kept, interrupted ones are resumed.
 Arguments behind `--` go to every run, as in
 
-    python tools/table1.py --networks cnn --normalizers san sn \\
-        --seeds 0 1 2 -- --dataset cifar10 --download --evaluate-every 5000
+    python tools/table1.py --networks cnn --normalizers san sn,form=project \
+        --seeds 0 1 2 -- --download --width 0.5
+
+which by default train on CIFAR-10, and are evaluated every 5,000 steps.
 
 See `python tools/table1.py --help`.
 """
@@ -24,7 +26,7 @@ from examples import image_generation  # noqa: E402
 from keras_san import callbacks  # noqa: E402
 
 # Published Inception scores, from Table 1 of the SAN paper, and FIDs, from
-# Table 2 of the SN-GAN paper, which used other numbers of samples.
+# the SN-GAN paper, which took them of 5,000 samples.
 PUBLISHED = {
     "cifar10": {
         ("cnn", "clip"): ("6.41 ± .11", "42.6"),
@@ -55,26 +57,17 @@ PUBLISHED = {
     },
 }
 
-# Where a row of the table was not trained as its network's other rows.
-SETTINGS = {
-    "clip": ["--loss", "non_saturating"],
-    "wgan_gp": ["--critic-steps", "5", "--learning-rate", "1e-4"],
-    "batch_norm": ["--loss", "non_saturating"],
-    "layer_norm": ["--loss", "non_saturating"],
-    "weight_norm": ["--loss", "non_saturating"],
-    "orthonormal": ["--loss", "non_saturating"],
-}
-
 COLUMNS = [
     "network",
     "normalizer",
     "seed",
     "published IS",
     "published FID",
-    "IS",
-    "FID",
-    "KID",
+    "measured IS",
+    "measured FID",
+    "measured KID",
     "samples",
+    "splits",
     "steps",
     "extractor",
     "hours",
@@ -146,62 +139,67 @@ def main(argv=None):
 
 def matrix(args, rest):
     """What there is to run: dicts of a name, a folder and a command line."""
+    # Further arguments win.
+    rest = ["--dataset", "cifar10", "--evaluate-every", "5000", *rest]
+    dataset = image_generation.parse(rest).dataset
+    dataset = os.path.basename(os.path.normpath(dataset))
+    published = PUBLISHED.get(dataset, {})
     for network in args.networks:
-        normalizers = args.normalizers
-        if normalizers is None:
-            rows = PUBLISHED["cifar10"]
-            normalizers = [n for net, n in rows if net == network]
-        for row in normalizers:
+        rows = args.normalizers
+        if rows is None:
+            known = published or PUBLISHED["cifar10"]
+            rows = [row for net, row in known if net == network]
+        for row in rows:
             normalizer, *flags = row.split(",")
-            own = [
-                part
-                for flag in flags
-                for part in "--{}={}".format(*flag.split("=")).split("=")
-            ]
             for seed in args.seeds:
+                name = f"{dataset}-{network}-{row}-seed{seed}".replace(",", "-")
                 command = ["--network", network, "--normalizer", normalizer]
-                command += [*SETTINGS.get(normalizer, []), *rest, *own]
+                command += [*rest, *(f"--{flag}" for flag in flags)]
                 command += ["--seed", str(seed), "--output", args.output]
-                settings = image_generation.parse(command)
-                dataset = os.path.basename(os.path.normpath(settings.dataset))
-                name = "-".join(
-                    [dataset, network, row.replace(",", "-"), f"seed{seed}"]
-                )
+                command += ["--name", name]
                 yield {
                     "name": name,
-                    "folder": os.path.join(args.output, name),
-                    "command": [*command, "--name", name],
                     "row": row,
-                    "settings": settings,
-                    "published": PUBLISHED.get(dataset, {}).get(
-                        (network, normalizer), ("", "")
-                    ),
+                    "command": command,
+                    "folder": os.path.join(args.output, name),
+                    "settings": image_generation.parse(command),
+                    "published": published.get((network, normalizer), ("", "")),
                     "state": "missing",
                 }
 
 
 def train(run):
     """Runs, or goes on with, one training in a process of its own."""
-
-    def exists(name):
-        return os.path.exists(os.path.join(run["folder"], name))
-
-    if not exists("gan.keras"):
-        resume = ["--resume"] * exists("settings.json")
-        print(f"# {run['name']}", flush=True)
-        paths = [ROOT, os.environ.get("PYTHONPATH", "")]
-        result = subprocess.run(
-            [sys.executable, "-m", "examples.image_generation"]
-            + [*run["command"], *resume],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            },
-        )
-        if result.returncode:
+    print(f"# {run['name']}", flush=True)
+    command = run["command"]
+    if os.path.exists(os.path.join(run["folder"], "settings.json")):
+        command = [*command, "--resume"]
+        try:
+            # Else a run of other settings would pass for this one.
+            image_generation.open_run(image_generation.parse(command))
+        except ValueError as error:
+            print(f"error: {error}", flush=True)
             run["state"] = "failed"
             return
-    run["state"] = "finished"
+        if is_finished(run):
+            run["state"] = "finished"
+            return
+    paths = [ROOT, os.environ.get("PYTHONPATH", "")]
+    paths = os.pathsep.join(filter(None, paths))
+    result = subprocess.run(
+        [sys.executable, "-m", "examples.image_generation", *command],
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    run["state"] = "failed" if result.returncode else "finished"
+
+
+def is_finished(run):
+    """Whether a run has come to the epoch that it is to end with."""
+    log = callbacks.read_log(os.path.join(run["folder"], "log.csv"))
+    return (
+        os.path.exists(os.path.join(run["folder"], "gan.keras"))
+        and log[-1]["epoch"] >= run["settings"].epochs
+    )
 
 
 def describe(run):
@@ -212,23 +210,29 @@ def describe(run):
     evaluated = [r for r in log if any(name.endswith("fid") for name in r)]
     measured = evaluated[-1] if evaluated else {}
 
-    def value(name, digits):
-        found = [v for k, v in measured.items() if k.split("_")[-1] == name]
-        return f"{found[0]:.{digits}f}" if found else ""
+    def value(name, digits, mark=True):
+        for key, number in measured.items():
+            *label, kind = key.split("_")
+            if kind == name:
+                # "judge", so that nobody takes it for Inception's.
+                marked = label if mark else []
+                return " ".join([*marked, f"{number:.{digits}f}"])
+        return ""
 
     score = value("is", 2)
     if score:
-        score += f" ± {value('std', 2)}"
+        score += f" ± {value('std', 2, mark=False)}"
     return {
         "network": settings.network,
         "normalizer": run["row"],
         "seed": settings.seed,
         "published IS": run["published"][0],
         "published FID": run["published"][1],
-        "IS": score,
-        "FID": value("fid", 1),
-        "KID": value("kid", 4),
-        "samples": value("samples", 0),
+        "measured IS": score,
+        "measured FID": value("fid", 1),
+        "measured KID": value("kid", 4),
+        "samples": value("samples", 0, mark=False),
+        "splits": value("splits", 0, mark=False),
         "steps": int(last.get("step", 0)),
         "extractor": extractor_name(run) if measured else "none",
         "hours": f"{last.get('seconds', 0.0) / 3600:.2f}",
@@ -249,8 +253,10 @@ def table(rows):
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"{text}\n\nPublished scores are the Inception network's, after the "
-        "papers' numbers of steps. Scores\nunder another extractor compare "
-        "with each other only. KID, FID: lower is better.\n"
+        "papers' numbers of steps and\nsamples. Those of a judge, another "
+        "classifier, compare with each other only. IS is the\nmean over so "
+        "many splits of the samples ± their deviation; higher is better, of "
+        "FID\nand KID lower.\n"
     )
 
 
@@ -273,18 +279,19 @@ def draw(runs, path):
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
-    for axes, kind, title in zip(panels, ("is", "fid"), ("IS", "FID")):
+    for axes, kind in zip(panels, ("is", "fid")):
         for run in runs:
             log = callbacks.read_log(os.path.join(run["folder"], "log.csv"))
             points = [
-                (row["step"], value)
+                (row["step"], value, name)
                 for row in log
                 for name, value in row.items()
                 if name.split("_")[-1] == kind
             ]
             if points:
-                axes.plot(*zip(*points), marker=".", label=run["name"])
-        axes.set_title(title)
+                steps, values, names = zip(*points)
+                axes.plot(steps, values, marker=".", label=run["name"])
+                axes.set_title(names[0])
         axes.set_xlabel("updates of the generator")
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -300,10 +307,9 @@ def quick_arguments(folder):
         from tools import judge as trainer
 
         trainer.main(["--epochs", "6", "--width", "0.5", "--output", judge])
-    return (
-        f"--extractor {judge} --samples 500 --width 0.125 --epochs 2 "
-        "--steps-per-epoch 25 --evaluate-every 25"
-    ).split(" ")
+    short = "--dataset digits --width 0.125 --epochs 2 --steps-per-epoch 25"
+    short += " --evaluate-every 25 --samples 500"
+    return [*short.split(), "--extractor", judge]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_san import losses
+from keras_san.checks import check_count
 from keras_san.layers import hold_norms
 
 
@@ -42,12 +43,7 @@ class BaseGAN(keras.Model):
     ):
         super().__init__(**kwargs)
         _check_networks(generator, critic, latent_dim, num_classes)
-        if not isinstance(critic_steps, int) or critic_steps < 1:
-            raise ValueError(
-                "`critic_steps` must be an int >= 1: updates of the critic "
-                "for one of the generator. "
-                f"Received: critic_steps={critic_steps!r}"
-            )
+        check_count("critic_steps", critic_steps)
         if not (penalty is None or callable(penalty)):
             raise ValueError(
                 "`penalty` must be None, or a callable such as "
@@ -192,7 +188,8 @@ class BaseGAN(keras.Model):
                 f"{keras.config.backend()}"
             )
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [*(callbacks or []), _StopWhenNotFinite()]
+            # First: what has diverged is not to replace a checkpoint.
+            callbacks = [_StopWhenNotFinite(), *(callbacks or [])]
         return super().fit(*args, callbacks=callbacks, **kwargs)
 
     def step(self, data):
@@ -329,7 +326,8 @@ class BaseGAN(keras.Model):
             num_images: Int.
             labels: Of a conditional GAN `num_images` ints below
                 `num_classes`; drawn by default.
-            seed: Int for the same images each time, or `None` for new ones.
+            seed: Int, or tuple of ints, for the same images each time, or
+                `None` for new ones.
                 The random state of the training is not touched.
             batch_size: Int, how many images are made at once.
 

@@ -1,5 +1,6 @@
 """Metrics: how good images are."""
 
+from keras_san.metrics import extractors
 from keras_san.metrics.generative import (
     FrechetInceptionDistance,
     InceptionScore,
@@ -10,4 +11,5 @@ __all__ = [
     "FrechetInceptionDistance",
     "InceptionScore",
     "KernelInceptionDistance",
+    "extractors",
 ]

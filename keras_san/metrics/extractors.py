@@ -1,9 +1,9 @@
 """Classifiers that the metrics see images through.
 
 An extractor is a callable from images to a pair of float arrays, features
-`(n, d)` and logits `(n, classes)`, with an attribute `label` that tells its
-numbers from those of the Inception network: values compare under one
-extractor only.
+`(n, d)` and logits `(n, classes)`. Values compare under one extractor only,
+so it has a `name`, and a `label` with which the names of its values begin in
+logs; that of the Inception network is empty.
 """
 
 import os
@@ -31,7 +31,8 @@ class KerasExtractor:
         batch_size: Int, how many images it sees at once.
 
     Raises:
-        ValueError: if there is no such file or layer.
+        ValueError: if there is no such file or layer, or a layer puts out
+            something else.
     """
 
     label = "judge_"
@@ -39,7 +40,9 @@ class KerasExtractor:
     def __init__(
         self, model, features="features", logits="logits", batch_size=250
     ):
+        self.name = "model"
         if not isinstance(model, keras.Model):
+            self.name = os.path.basename(model)
             model = _load(model)
         for name in (features, logits):
             if name not in [layer.name for layer in model.layers]:
@@ -49,13 +52,25 @@ class KerasExtractor:
                     "features=..., logits=...). Received: a model with the "
                     f"layers {[layer.name for layer in model.layers]}"
                 )
-        self.name = model.name
+        outputs = [model.get_layer(name).output for name in (features, logits)]
+        if any(len(output.shape) != 2 for output in outputs):
+            raise ValueError(
+                "Features and logits must have the shape (n, number of them): "
+                "take the layer behind the pooling. Received: outputs of the "
+                f"shapes {[tuple(output.shape) for output in outputs]}"
+            )
+        layer = model.get_layer(logits)
+        activation = getattr(layer, "activation", None)
+        if isinstance(layer, keras.layers.Softmax) or (
+            activation is keras.activations.softmax
+        ):
+            raise ValueError(
+                "The Inception score needs logits, and would take a softmax "
+                "of its output again. Name the layer before the softmax, or "
+                f"build the layer without. Received: logits={logits!r}"
+            )
         self.batch_size = batch_size
-        self.model = keras.Model(
-            model.inputs[0],
-            [model.get_layer(features).output, model.get_layer(logits).output],
-        )
-        self.model.trainable = False
+        self.model = keras.Model(model.inputs[0], outputs)
 
     def __call__(self, images):
         """Images, as `to_levels` takes them, to `(features, logits)`."""
@@ -215,6 +230,12 @@ def _load_module(path):
 def _resize(images, height, width, channels):
     if images.shape[-1] == 1 and channels == 3:
         images = np.repeat(images, 3, axis=-1)
+    if channels not in (None, images.shape[-1]):
+        raise ValueError(
+            "The extractor takes images of another number of channels. "
+            f"Received: images with {images.shape[-1]} for an extractor of "
+            f"{channels}"
+        )
     if None in (height, width) or images.shape[1:3] == (height, width):
         return images
     return ops.image.resize(images, (height, width), "bilinear")

@@ -3,9 +3,12 @@
 import keras
 from keras import layers, ops
 
+from keras_san.checks import check_positive
+
 
 def scaled(channels, width):
     """The channels of a hidden layer: `width` times as many, at least one."""
+    check_positive("width", width)
     return max(1, round(channels * width))
 
 
