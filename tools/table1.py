@@ -233,7 +233,7 @@ def describe(run):
         "measured KID": value("kid", 4),
         "samples": value("samples", 0, mark=False),
         "splits": value("splits", 0, mark=False),
-        "steps": int(last.get("step", 0)),
+        "steps": int((measured or last).get("step", 0)),
         "extractor": extractor_name(run) if measured else "none",
         "hours": f"{last.get('seconds', 0.0) / 3600:.2f}",
         "state": run["state"],
