@@ -137,6 +137,20 @@ class TestEvaluation:
         evaluation = callbacks.Evaluation(images, extract, num_images=30)
         assert evaluation.evaluate(gan) == evaluation.evaluate(gan)
 
+    def test_many_images_are_different_ones(self):
+        gan = make_gan()
+        seen = []
+
+        def generate(n, seed, **kwargs):
+            seen.append((n, np.random.default_rng(seed).normal()))
+            return np.zeros((n, 8, 8, 1))
+
+        gan.generate = generate
+        images = np.zeros((30, 8, 8, 1), "uint8")
+        callbacks.Evaluation(images, extract, 1, 2500).evaluate(gan)
+        counts, draws = zip(*seen)
+        assert counts == (1000, 1000, 500) and len(set(draws)) == 3
+
     def test_label(self):
         gan = make_gan()
 

@@ -321,6 +321,12 @@ def test_resume_needs_a_run_with_the_same_settings(tmp_path):
         run(tmp_path, "--name", "new", "--resume", "--normalizer", "sn")
 
 
+def test_a_rate_that_falls_to_zero_falls_once(tmp_path):
+    run(tmp_path, "--decay", "linear", epochs=1)
+    with pytest.raises(ValueError, match="'epochs': '1 -> 2'"):
+        run(tmp_path, "--decay", "linear", "--resume", epochs=2)
+
+
 def test_bad_data_leaves_no_folder(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
