@@ -342,6 +342,23 @@ def test_bad_data_leaves_no_folder(tmp_path):
     assert not out.exists()
 
 
+def test_a_damaged_image_leaves_the_checkpoint(tmp_path):
+    from PIL import Image
+
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i, array in enumerate(images(channels=3).images):
+        Image.fromarray(array).save(photographs / f"{i:02}.png")
+    arguments = ["--dataset", str(photographs), "--name", "a"]
+    run(tmp_path, *arguments)
+    path = photographs / "07.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="07.png"):
+        run(tmp_path, *arguments, "--resume", epochs=2)
+    kept = list((tmp_path / "a" / "checkpoint").iterdir())
+    assert [path.name for path in kept] == ["epoch_1.keras"]
+
+
 def test_not_square(tmp_path):
     from PIL import Image
 
