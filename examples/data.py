@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import os
 
+import keras
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -138,16 +139,15 @@ def batches(images, batch_size, seed=0, start_step=0, with_labels=False):
         with_labels: Boolean. Whether to draw pairs `(images, labels)`.
 
     Returns:
-        A `tf.data.Dataset` of float32 tensors `(batch_size, height, width,
-        channels)` in [-1, 1]; of pairs with int32 tensors `(batch_size,)` if
-        `with_labels`.
+        What `fit` takes on the backend in use: a `tf.data.Dataset` on
+        TensorFlow, else a generator of arrays. Either of tuples `(images,)`,
+        float32 `(batch_size, height, width, channels)` in [-1, 1], or
+        `(images, labels)` with int32 labels `(batch_size,)`.
 
     Raises:
         ValueError: if there are fewer images than a batch needs, or no
             labels where they are asked for.
     """
-    import tensorflow as tf
-
     count = len(images)
     if not 1 <= batch_size <= count:
         raise ValueError(
@@ -161,31 +161,34 @@ def batches(images, batch_size, seed=0, start_step=0, with_labels=False):
             "a class, choose another dataset or split, or train without "
             f"labels. Received: with_labels=True with {images.name!r}"
         )
-    # Where there is a GPU, a dataset would by default be copied there.
-    with tf.device("CPU"):
-        pixels = tf.constant(images.images)
-        labels = tf.constant(images.labels) if with_labels else None
 
     def order(epoch):
-        return tf.random.experimental.stateless_shuffle(
-            tf.range(count), seed=(seed, epoch)
-        )
+        return np.random.default_rng((seed, epoch)).permutation(count)
 
-    def take(indices):
-        batch = tf.cast(tf.gather(pixels, indices), tf.float32) / 127.5 - 1.0
-        return (batch, tf.gather(labels, indices)) if with_labels else batch
+    def draw():
+        epoch, offset = divmod(start_step * batch_size, count)
+        waiting = order(epoch)[offset:]
+        while True:
+            if len(waiting) < batch_size:
+                epoch += 1
+                waiting = np.concatenate([waiting, order(epoch)])
+            indices, waiting = np.split(waiting, [batch_size])
+            batch = images.images[indices] / np.float32(127.5) - np.float32(1)
+            yield (batch, images.labels[indices]) if with_labels else (batch,)
 
-    # Only indices are shuffled, counted and left out; pixels come last.
-    epoch, offset = divmod(start_step * batch_size, count)
-    return (
-        tf.data.Dataset.counter(epoch)
-        .map(order)
-        .unbatch()
-        .skip(offset)
-        .batch(batch_size, drop_remainder=True)
-        .map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
+    if keras.config.backend() != "tensorflow":
+        return draw()
+    import tensorflow as tf
+
+    shape = (batch_size, *images.images.shape[1:])
+    signature = [tf.TensorSpec(shape, "float32")]
+    if with_labels:
+        signature.append(tf.TensorSpec((batch_size,), "int32"))
+    # Of known shapes, unlike what Keras would make of the generator.
+    dataset = tf.data.Dataset.from_generator(
+        draw, output_signature=tuple(signature)
     )
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 # Each source returns its images as tuples `(where, PIL image, label)`, one by

@@ -289,12 +289,15 @@ def main(argv=None):
     )
     if gan.is_chief:
         sampler = gan.averaged_generator or gan.generator
-        sampler.export(run.path("generator"), verbose=False)
+        try:
+            sampler.export(run.path("generator"), verbose=False)
+            print(f"The generator is a SavedModel in {run.path('generator')}")
+        except ImportError as error:  # On JAX without TensorFlow.
+            print(f"There is no SavedModel of the generator: {error}")
         # Last, and at once: with it the run is finished.
         gan.save(run.path("new.keras"))
         os.replace(run.path("new.keras"), run.path("gan.keras"))
         print(f"Look at {run.path('samples.png')}")
-        print(f"The generator is a SavedModel in {run.path('generator')}")
         print(f"Curves: tensorboard --logdir {run.path('tensorboard')}")
     return gan
 

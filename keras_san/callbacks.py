@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import glob
+import io
 import math
 import os
 import re
@@ -285,8 +286,8 @@ class Checkpoint(keras.callbacks.Callback):
 class TensorBoard(keras.callbacks.Callback):
     """Shows logs, norms and sample grids in TensorBoard, after each epoch.
 
-    On any backend; it writes through TensorFlow and needs the package
-    `tensorboard`. Look at them by `tensorboard --logdir DIRECTORY`.
+    Look at them by `tensorboard --logdir DIRECTORY`. Needs the package
+    `tensorboard` on any backend, and no TensorFlow.
 
     Args:
         directory: String or path, created if missing.
@@ -295,18 +296,16 @@ class TensorBoard(keras.callbacks.Callback):
         seed: Int for the latent vectors.
 
     Raises:
-        ImportError: if TensorFlow or TensorBoard is not installed.
+        ImportError: if TensorBoard is not installed.
     """
 
     def __init__(self, directory, rows=8, columns=None, seed=0):
         super().__init__()
         try:
             import tensorboard  # noqa: F401
-            import tensorflow  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                "The callback needs TensorFlow and TensorBoard: "
-                "pip install tensorflow tensorboard"
+                "The callback needs TensorBoard: pip install tensorboard"
             ) from error
         self.directory = directory
         self.rows = rows
@@ -315,22 +314,28 @@ class TensorBoard(keras.callbacks.Callback):
         self._writer = None
 
     def on_epoch_end(self, epoch, logs=None):
-        import tensorflow as tf
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         if not self.model.is_chief:
             return
-        if self._writer is None:
-            self._writer = tf.summary.create_file_writer(
-                os.fspath(self.directory)
-            )
         grid = sample_grid(self.model, self.rows, self.columns, self.seed)
-        # Not inside of a strategy's scope, where it would be left out.
-        with self._writer.as_default(step=steps_taken(self.model)):
-            for name, value in (logs or {}).items():
-                tf.summary.scalar(name, value)
-            for name, value in kernel_norms(self.model.critic).items():
-                tf.summary.scalar(name, value)
-            tf.summary.image("samples", grid[None])
+        png = io.BytesIO()
+        keras.utils.save_img(png, grid, file_format="png", scale=False)
+        image = Summary.Image(encoded_image_string=png.getvalue())
+        image.height, image.width, image.colorspace = grid.shape
+        summary = Summary()
+        summary.value.add(tag="samples", image=image)
+        values = {**(logs or {}), **kernel_norms(self.model.critic)}
+        for name, value in values.items():
+            summary.value.add(tag=name, simple_value=value)
+        if self._writer is None:
+            self._writer = EventFileWriter(os.fspath(self.directory))
+        step = steps_taken(self.model)
+        self._writer.add_event(
+            Event(step=step, wall_time=time.time(), summary=summary)
+        )
         self._writer.flush()
 
     def on_train_end(self, logs=None):

@@ -1,3 +1,4 @@
+import itertools
 import shutil
 
 import numpy as np
@@ -29,8 +30,11 @@ def numbered(count):
 
 def drawn(dataset, steps):
     """The indices that `steps` batches of `numbered` images hold."""
-    batches = [batch[:, 0, 0, 0] for batch in dataset.take(steps)]
-    return [np.rint((batch + 1) * 127.5).tolist() for batch in batches]
+    batches = itertools.islice(dataset, steps)
+    return [
+        np.rint((images[:, 0, 0, 0] + 1) * 127.5).tolist()
+        for images, *_ in batches
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,7 @@ COLOURS = noise(3, 4, 6, 3)
 STL10 = noise(3, 96, 96, 3)
 
 
-ORDER = [[0, 3, 2], [5, 1, 4]]
+ORDER = [[2, 5, 4], [1, 3, 0]]
 
 
 class TestDigits:
@@ -507,9 +511,9 @@ class TestBatches:
     def test_static_shape_and_range(self):
         images = np.arange(256, dtype="uint8").reshape(4, 8, 8, 1)
         dataset = data.batches(data.Images("all values", images), 4)
-        assert dataset.element_spec == tf.TensorSpec((4, 8, 8, 1), "float32")
-        assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-        values = np.sort(next(iter(dataset)).numpy().ravel())
+        assert dataset.element_spec == (tf.TensorSpec((4, 8, 8, 1), "float32"),)
+        (batch,) = next(iter(dataset))
+        values = np.sort(batch.numpy().ravel())
         assert values[0] == -1 and values[-1] == 1
         np.testing.assert_allclose(values, np.linspace(-1, 1, 256), atol=1e-6)
 
