@@ -16,7 +16,8 @@ from keras_san import (
 )
 from keras_san.export import strip
 from keras_san.gan import GAN
-from keras_san.layers import SANConv2D, SANDense, SANWrapper, hold_norms
+from keras_san.kernel_normalization import hold_norms
+from keras_san.layers import SANConv2D, SANDense, SANWrapper
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from keras_san import metrics, norms
 from keras_san.checks import check_count
-from keras_san.layers import KernelNormalization, flatten_layers
+from keras_san.kernel_normalization import KernelNormalization
+from keras_san.layers import flatten_layers
 from keras_san.metrics import extractors
 
 

@@ -18,7 +18,7 @@ from keras import layers, ops
 
 import keras_san
 from keras_san import SANConv2D, SANDense, SANWrapper, normalizers
-from keras_san.layers import norms_held
+from keras_san.kernel_normalization import norms_held
 from keras_san.padding import circular_amounts
 
 each_form = pytest.mark.parametrize("form", ["divide", "project"])

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_san import losses
 from keras_san.checks import check_count
-from keras_san.layers import hold_norms
+from keras_san.kernel_normalization import hold_norms
 
 
 class BaseGAN(keras.Model):

@@ -1,0 +1,201 @@
+"""What divides a kernel by its norm, or projects it, and keeps the state."""
+
+import contextlib
+import threading
+
+import keras
+from keras import ops
+
+from keras_san.checks import require
+
+_hold = threading.local()
+
+
+@contextlib.contextmanager
+def hold_norms():
+    """Inside of this context no norm is measured anew.
+
+    For training steps that call one critic several times: measure at the
+    first call, hold for the rest. It acts where Python runs, so inside of a
+    compiled function it belongs inside, too. Other threads are unaffected.
+
+    Example:
+    ```python
+    real_logits = critic(real, training=True)
+    with keras_san.hold_norms():
+        fake_logits = critic(fake, training=True)
+    ```
+    """
+    before = norms_held()
+    _hold.active = True
+    try:
+        yield
+    finally:
+        _hold.active = before
+
+
+def norms_held():
+    """Whether this code runs inside of `hold_norms()`."""
+    return getattr(_hold, "active", False)
+
+
+class KernelNormalization(keras.layers.Layer):
+    """Divides, or projects, one kernel of one layer, and keeps the state.
+
+    A layer of its own, because Keras then saves, restores and freezes its
+    state as it does for any layer, and because `autocast=False` lets it read
+    the kernel in full precision under a mixed dtype policy.
+
+    Args:
+        normalizer: A `keras_san.normalizers.Normalizer`.
+        geometry: A `Matrix` or `Convolution`.
+        get_kernel: Callable that returns the kernel, a `keras.Variable` of
+            another layer. (Were it an argument itself, Keras would count it
+            as a weight of this layer, too.)
+        owner: String, the name of that layer.
+        name: String.
+    """
+
+    def __init__(self, normalizer, geometry, get_kernel, owner, name):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.normalizer = normalizer
+        self.geometry = geometry
+        self.get_kernel = get_kernel
+        self.owner = owner
+        self.seed_generator = None
+        self.vectors = []
+        self.divides = normalizer.form == "divide"
+
+    def build(self):
+        if not self.divides:
+            return
+        kernel_shape = self.get_kernel().shape
+
+        def draw(seed):
+            return self.normalizer.draw(kernel_shape, self.geometry, seed)
+
+        def kernel():
+            return ops.cast(self._read_kernel(), "float32")
+
+        def start():
+            return self.normalizer.start(kernel(), self.geometry)
+
+        def first_norm(shape, dtype):
+            return self.normalizer.norm(kernel(), self.geometry, draw(seed=0))
+
+        # Initializers, not values: Keras may put them off until the kernel
+        # itself has got its value.
+        self.norm = self._add_state("norm", (), first_norm)
+        matrices = self.normalizer.matrices(kernel(), self.geometry)
+        for index, (batch, _, columns) in enumerate(m.shape for m in matrices):
+            self.vectors.append(
+                self._add_state(
+                    f"vectors_{index}",
+                    (batch, columns),
+                    lambda shape, dtype, index=index: start()[index],
+                )
+            )
+        self.counter = self._add_state("counter", (), "zeros", "int32")
+        if draw(seed=0) is not None:
+            self.seed_generator = keras.random.SeedGenerator()
+
+    def _add_state(self, name, shape, initializer, dtype="float32"):
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def _read_kernel(self):
+        return _wide(self.get_kernel())
+
+    def call(self, training=False):
+        raw = self._read_kernel()
+        kernel = ops.cast(raw, "float32")
+        if training and not norms_held():
+            self._measure(ops.stop_gradient(kernel))
+        norm = self.norm.value
+        if training and self.normalizer.differentiable:
+            # The value of the norm that was measured, with the gradient of
+            # its linearization around the stored vectors.
+            linear = self.normalizer.linearized(
+                kernel, self.geometry, self.vectors
+            )
+            norm = norm + (linear - ops.stop_gradient(linear))
+        return self.normalizer.divide(raw, self.geometry, norm)
+
+    def _measure(self, kernel):
+        state = [vectors.value for vectors in self.vectors]
+        sample = self.normalizer.draw(
+            kernel.shape, self.geometry, self.seed_generator
+        )
+
+        def measured():
+            norm, new_state = self.normalizer.measure(
+                kernel, self.geometry, state, sample
+            )
+            return [norm, *new_state]
+
+        if self.normalizer.update_interval == 1:
+            new = measured()
+        else:
+            count = ops.mod(
+                self.counter.value + 1, self.normalizer.update_interval
+            )
+            self.counter.assign(count)
+            new = ops.cond(
+                ops.equal(count, 0), measured, lambda: [self.norm.value, *state]
+            )
+        self._require_finite(new[0])
+        for variable, value in zip([self.norm, *self.vectors], new):
+            variable.assign(value)
+
+    def current(self):
+        """The norm of the kernel as it is trained, times the gain."""
+        if not self.divides:
+            kernel = ops.cast(self._read_kernel(), "float32")
+            norm = self.normalizer.norm(kernel, self.geometry)
+        else:
+            norm = self.norm.value
+        shape = self.get_kernel().shape
+        return norm * self.normalizer.gain_for(shape, self.geometry)
+
+    def project(self, kernel):
+        """The multiple of the kernel that has norm `scale / gain`."""
+        wide = _wide(kernel)
+        norm = self.normalizer.norm(ops.cast(wide, "float32"), self.geometry)
+        self._require_finite(norm)
+        projected = self.normalizer.divide(wide, self.geometry, norm)
+        return ops.cast(projected, kernel.dtype)
+
+    def _require_finite(self, norm):
+        require(
+            ops.isfinite(norm),
+            f"The norm of the {self.name} of layer {self.owner} is not "
+            "finite: it holds NaN or infinity. Training has diverged "
+            "(try a smaller learning rate, or look at the loss and the data "
+            "of the last steps), or bad weights were loaded.",
+        )
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.seed_generator is not None:
+            store["seed"] = self.seed_generator.state
+
+    def load_own_variables(self, store):
+        if self.seed_generator is not None:
+            self.seed_generator.state.assign(store["seed"])
+            store = {key: store[key] for key in store.keys() if key != "seed"}
+        super().load_own_variables(store)
+
+
+def _wide(kernel):
+    """The kernel in the precision to divide it in: at least float32."""
+    kernel = ops.convert_to_tensor(kernel)
+    if keras.utils.standardize_dtype(kernel.dtype) == "float64":
+        return kernel
+    return ops.cast(kernel, "float32")
