@@ -162,33 +162,57 @@ def batches(images, batch_size, seed=0, start_step=0, with_labels=False):
             f"labels. Received: with_labels=True with {images.name!r}"
         )
 
-    def order(epoch):
-        return np.random.default_rng((seed, epoch)).permutation(count)
+    epoch, offset = divmod(start_step * batch_size, count)
+    arrays = (images.images, *((images.labels,) if with_labels else ()))
+    if keras.config.backend() == "tensorflow":
+        return _tensorflow_batches(arrays, batch_size, seed, epoch, offset)
+    return _numpy_batches(arrays, batch_size, seed, epoch, offset)
 
-    def draw():
-        epoch, offset = divmod(start_step * batch_size, count)
-        waiting = order(epoch)[offset:]
-        while True:
-            if len(waiting) < batch_size:
-                epoch += 1
-                waiting = np.concatenate([waiting, order(epoch)])
-            indices, waiting = np.split(waiting, [batch_size])
-            batch = images.images[indices] / np.float32(127.5) - np.float32(1)
-            yield (batch, images.labels[indices]) if with_labels else (batch,)
 
-    if keras.config.backend() != "tensorflow":
-        return draw()
+def _numpy_batches(arrays, batch_size, seed, epoch, offset):
+    def order():
+        rng = np.random.default_rng((seed, epoch))
+        return rng.permutation(len(arrays[0]))
+
+    waiting = order()[offset:]
+    while True:
+        if len(waiting) < batch_size:
+            epoch += 1
+            waiting = np.concatenate([waiting, order()])
+        indices, waiting = np.split(waiting, [batch_size])
+        pixels, *labels = (array[indices] for array in arrays)
+        yield pixels.astype("float32") / np.float32(127.5) - 1, *labels
+
+
+def _tensorflow_batches(arrays, batch_size, seed, epoch, offset):
+    # Not the generator above inside of a dataset: it would give no static
+    # shapes, nor run beside a remote TPU, and threads that are still in
+    # Python when the process ends may hang it.
     import tensorflow as tf
 
-    shape = (batch_size, *images.images.shape[1:])
-    signature = [tf.TensorSpec(shape, "float32")]
-    if with_labels:
-        signature.append(tf.TensorSpec((batch_size,), "int32"))
-    # Of known shapes, unlike what Keras would make of the generator.
-    dataset = tf.data.Dataset.from_generator(
-        draw, output_signature=tuple(signature)
+    # Where there is a GPU, a dataset would by default be copied there.
+    with tf.device("CPU"):
+        arrays = tuple(tf.constant(array) for array in arrays)
+
+    def order(epoch):
+        return tf.random.experimental.stateless_shuffle(
+            tf.range(len(arrays[0])), seed=(seed, epoch)
+        )
+
+    def take(indices):
+        pixels, *labels = (tf.gather(array, indices) for array in arrays)
+        return tf.cast(pixels, tf.float32) / 127.5 - 1.0, *labels
+
+    # Only indices are shuffled, counted and left out; pixels come last.
+    return (
+        tf.data.Dataset.counter(epoch)
+        .map(order)
+        .unbatch()
+        .skip(offset)
+        .batch(batch_size, drop_remainder=True)
+        .map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(tf.data.AUTOTUNE)
     )
-    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 # Each source returns its images as tuples `(where, PIL image, label)`, one by

@@ -16,6 +16,7 @@ import keras  # noqa: E402
 import keras_san  # noqa: E402
 from examples import data, runs  # noqa: E402
 from keras_san import callbacks, losses, normalizers, regularizers  # noqa: E402
+from keras_san.checks import check_count  # noqa: E402
 from keras_san.metrics import extractors  # noqa: E402
 from keras_san.networks import biggan, sngan  # noqa: E402
 
@@ -32,6 +33,7 @@ _PAPER = {
     "beta_1": 0.5,
     "beta_2": 0.9,
     "critic_steps": 1,
+    "epsilon": 1e-7,
     "decay": "none",
     "ema": 0.0,
     "epochs": 625,
@@ -47,6 +49,7 @@ _SMALL = {
 _BIGGAN = {
     "batch_size": 50,
     "beta_2": 0.999,
+    "epsilon": 1e-8,
     "critic_steps": 4,
     "ema": 0.9999,
     "epochs": 500,
@@ -94,6 +97,7 @@ def parse(argv=None):
     """Reads the command line into a namespace."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.image_generation",
+        allow_abbrev=False,
         description=__doc__.splitlines()[0],
         epilog="Where no default is given, it is that of the network, or of "
         "the normalizer's row in Table 1.",
@@ -151,6 +155,13 @@ def parse(argv=None):
         help="steps from one measurement of the norms to the next (default: 1)",
     )
     add(
+        "--padding",
+        default="circular",
+        choices=["circular", "same"],
+        help="of the critic's convolutions; same: zeros, as critics other "
+        "than SAN's were published with",
+    )
+    add(
         "--initializer",
         help="of the critic's kernels: a name in Keras, or a number for the "
         "standard deviation of normal ones",
@@ -166,6 +177,7 @@ def parse(argv=None):
     add("--learning-rate", type=float)
     add("--beta-1", type=float, help="of Adam")
     add("--beta-2", type=float, help="of Adam")
+    add("--epsilon", type=float, help="of Adam")
     add(
         "--decay",
         choices=["none", "linear"],
@@ -234,6 +246,8 @@ def main(argv=None):
     args = parse(argv)
     scope = runs.strategy_scope(args.strategy)
     run, extractor = open_run(args)
+    if extractor is not None:
+        extractor = extractors.get(extractor)
     images = data.load(
         args.dataset,
         data_dir=args.data_dir,
@@ -347,7 +361,8 @@ def make_gan(args, images):
 
 def critic_settings(args):
     """The critic's arguments that follow from `--normalizer`."""
-    settings = {"normalizer": None, **BASELINES.get(args.normalizer, {})}
+    settings = {"normalizer": None, "padding": args.padding}
+    settings.update(BASELINES.get(args.normalizer, {}))
     if args.initializer is not None:
         try:
             deviation = float(args.initializer)
@@ -394,7 +409,9 @@ def make_optimizer(args, updates_per_step):
             args.epochs * args.steps_per_epoch * updates_per_step,
             end_learning_rate=0.0,
         )
-    return keras.optimizers.Adam(rate, beta_1=args.beta_1, beta_2=args.beta_2)
+    return keras.optimizers.Adam(
+        rate, beta_1=args.beta_1, beta_2=args.beta_2, epsilon=args.epsilon
+    )
 
 
 def open_run(args):
@@ -405,19 +422,23 @@ def open_run(args):
             brought into the form in which the run keeps it.
 
     Returns:
-        A `runs.Run`, and an extractor, or `None` without an evaluation.
+        A `runs.Run`, and what `extractors.get` takes, or `None` without an
+        evaluation.
 
     Raises:
         ValueError: if something does not fit.
     """
+    check_count("batch_size", args.batch_size)
+    check_count("critic_steps", args.critic_steps)
     _check_multiple(args, "steps_per_epoch", "steps_per_execution")
-    extractor = None
-    if args.evaluate_every is not None:
-        _check_multiple(args, "evaluate_every", "steps_per_epoch")
-        extractor = extractors.get(find_extractor(args))
-    args.extractor = extractor and extractor.name
-    args.samples = args.samples if extractor else None
-    return runs.Run(args), extractor
+    if args.evaluate_every is None:
+        args.extractor = args.samples = None
+        return runs.Run(args), None
+    check_count("samples", args.samples, least=10)
+    _check_multiple(args, "evaluate_every", "steps_per_epoch")
+    found = find_extractor(args)
+    args.extractor = extractors.name_of(found)
+    return runs.Run(args), found
 
 
 def _check_multiple(args, name, unit):

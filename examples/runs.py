@@ -108,7 +108,9 @@ def _multi_worker():
 def _tpu():
     import tensorflow as tf
 
-    resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+    # A TPU of this machine, unless the environment names another.
+    name = os.environ.get("TPU_NAME", "local")
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
     tf.config.experimental_connect_to_cluster(resolver)
     tf.tpu.experimental.initialize_tpu_system(resolver)
     return tf.distribute.TPUStrategy(resolver).scope()

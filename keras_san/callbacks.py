@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import glob
+import importlib
 import io
 import math
 import os
@@ -33,10 +34,14 @@ class SampleGrid(keras.callbacks.Callback):
         columns: Int, or `None` for one a class, or 8.
         scale: Int, the size of an image's pixel in the file.
         seed: Int for the latent vectors.
+
+    Raises:
+        ImportError: if Pillow is not installed.
     """
 
     def __init__(self, directory, rows=8, columns=None, scale=2, seed=0):
         super().__init__()
+        _require("PIL", "pillow")
         self.directory = directory
         self.rows = rows
         self.columns = columns
@@ -98,12 +103,13 @@ def image_grid(images, columns, gap=1):
 
 
 class Evaluation(keras.callbacks.Callback):
-    """Measures Inception score, FID and KID while a GAN trains.
+    """Measures Inception score, FID and KID while a GAN trains, and at its end.
 
     It adds `is`, `is_std` (over `splits` parts of the samples), `fid`, `kid`,
-    `samples` (the number of generated images) and `splits` to the logs of an
-    epoch, where callbacks behind it, the history and the progress bar find
-    them. Under any other extractor than the Inception network the names
+    `samples` and `real_samples` (the numbers of generated and real images;
+    KID uses the first 10,000 of each) and `splits` to the logs of an epoch,
+    where callbacks behind it, the history and the progress bar find them.
+    Under any other extractor than the Inception network the names
     begin with its label, as in `judge_fid`, or with `custom_` if it has none:
     such values do not compare with published ones.
 
@@ -112,7 +118,8 @@ class Evaluation(keras.callbacks.Callback):
             `num_images` are drawn at random and looked at, now, or all if
             there are fewer.
         extractor: What `keras_san.metrics.extractors.get` takes.
-        every: Int, epochs from one evaluation to the next.
+        every: Int, epochs from one evaluation to the next. The last epoch
+            is evaluated, too.
         num_images: Int >= 10, how many images are generated each time.
         seed: Int for the choice of real images and for the latent vectors,
             which are the same each time.
@@ -131,12 +138,13 @@ class Evaluation(keras.callbacks.Callback):
         self.num_images = num_images
         self.seed = seed
         self._label = getattr(self.extractor, "label", "custom_")
-        # Of 5,000 samples each, as in the papers.
+        # Of 5,000 samples each or a few more, as in the papers.
         self._score = metrics.InceptionScore(splits=max(1, num_images // 5000))
         self._fid = metrics.FrechetInceptionDistance()
         self._kid = metrics.KernelInceptionDistance()
         # Two in each block of KID.
-        least = 2 * math.ceil(num_images / self._kid.block_size)
+        used = min(num_images, self._kid.max_samples)
+        least = 2 * math.ceil(used / self._kid.block_size)
         if len(images) < least:
             raise ValueError(
                 f"To evaluate with {num_images} generated images, at least "
@@ -150,7 +158,9 @@ class Evaluation(keras.callbacks.Callback):
             self._kid.update_state(features, real=True)
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.model.is_chief and (epoch + 1) % self.every == 0:
+        due = (epoch + 1) % self.every == 0
+        last = epoch + 1 == (self.params or {}).get("epochs")
+        if self.model.is_chief and (due or last):
             (logs if logs is not None else {}).update(self.evaluate(self.model))
 
     def evaluate(self, gan):
@@ -173,13 +183,14 @@ class Evaluation(keras.callbacks.Callback):
             self._score.update_state(logits)
             self._fid.update_state(features)
             self._kid.update_state(features)
-        score = self._score.result()
+        score, fid = self._score.result(), self._fid.result()
         values = {
             "is": score["inception_score"],
             "is_std": score["inception_score_std"],
-            "fid": self._fid.result()["fid"],
+            "fid": fid["fid"],
             "kid": self._kid.result()["kid"],
-            "samples": score["samples"],
+            "samples": fid["generated_samples"],
+            "real_samples": fid["real_samples"],
             "splits": score["splits"],
         }
         return {f"{self._label}{name}": v for name, v in values.items()}
@@ -302,12 +313,7 @@ class TensorBoard(keras.callbacks.Callback):
 
     def __init__(self, directory, rows=8, columns=None, seed=0):
         super().__init__()
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "The callback needs TensorBoard: pip install tensorboard"
-            ) from error
+        _require("tensorboard")
         self.directory = directory
         self.rows = rows
         self.columns = columns
@@ -357,10 +363,14 @@ class TrainingLog(keras.callbacks.Callback):
     Args:
         directory: String or path, created if missing. Both files in it are
             rewritten after each epoch.
+
+    Raises:
+        ImportError: if Matplotlib is not installed.
     """
 
     def __init__(self, directory):
         super().__init__()
+        _require("matplotlib")
         self.directory = directory
         self._since = None
 
@@ -394,6 +404,16 @@ class TrainingLog(keras.callbacks.Callback):
             writer.writerows(rows)
         os.replace(f"{path}.new", path)
         draw_curves(rows, os.path.join(self.directory, "curves.png"))
+
+
+def _require(module, package=None):
+    """Raises now what would else end the first epoch, before it is saved."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"The callback needs a package: pip install {package or module}"
+        ) from error
 
 
 def steps_taken(gan):

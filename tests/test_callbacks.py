@@ -2,6 +2,7 @@ import contextlib
 import io
 import resource
 import signal
+import sys
 
 import keras
 import numpy as np
@@ -129,7 +130,14 @@ class TestEvaluation:
             ],
             rtol=1e-5,
         )
-        assert found["custom_samples"] == 40
+        assert found["custom_samples"] == found["custom_real_samples"] == 40
+
+    def test_the_last_epoch_is_evaluated(self):
+        images = np.zeros((20, 8, 8, 1), "uint8")
+        evaluation = callbacks.Evaluation(images, extract, 5, 30)
+        history = fit(make_gan(), epochs=3, callbacks=[evaluation])
+        assert history["custom_samples"] == [30]
+        assert history["custom_real_samples"] == [20]
 
     def test_again_is_the_same(self):
         gan = make_gan()
@@ -162,8 +170,8 @@ class TestEvaluation:
 
         images = np.zeros((30, 8, 8, 1), "uint8")
         evaluation = callbacks.Evaluation(images, Judge(), num_images=30)
-        names = ["is", "is_std", "fid", "kid", "samples", "splits"]
-        assert list(evaluation.evaluate(gan)) == names
+        names = {"is", "is_std", "fid", "kid", "samples", "splits"}
+        assert set(evaluation.evaluate(gan)) == names | {"real_samples"}
 
     @pytest.mark.parametrize(
         "settings", [{"every": 0}, {"num_images": 9}, {"num_images": 20.0}]
@@ -318,6 +326,17 @@ def test_tensorboard(tmp_path):
         grid = callbacks.sample_grid(gan, 2, 3)
         np.testing.assert_array_equal(np.asarray(image), grid[..., 0])
         assert (png.width, png.height) == image.size
+
+
+def test_a_missing_package_is_told_at_once(tmp_path, monkeypatch):
+    for made, module, package in [
+        (callbacks.TensorBoard, "tensorboard", "tensorboard"),
+        (callbacks.TrainingLog, "matplotlib", "matplotlib"),
+        (callbacks.SampleGrid, "PIL", "pillow"),
+    ]:
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ImportError, match=f"pip install {package}"):
+            made(tmp_path)
 
 
 @needs_gan

@@ -138,10 +138,10 @@ class TestNetworks:
     @pytest.mark.parametrize(
         ("network", "expected"),
         [
-            ("small", (0.25, 64, 5e-4, 0.5, 0.9, 1, 0.995, "none")),
-            ("cnn", (1.0, 64, 2e-4, 0.5, 0.9, 1, 0.0, "none")),
-            ("resnet", (1.0, 64, 2e-4, 0.5, 0.9, 1, 0.0, "none")),
-            ("biggan", (1.0, 50, 2e-4, 0.5, 0.999, 4, 0.9999, "none")),
+            ("small", (0.25, 64, 5e-4, 0.5, 0.9, 1e-7, 1, 0.995, "none")),
+            ("cnn", (1.0, 64, 2e-4, 0.5, 0.9, 1e-7, 1, 0.0, "none")),
+            ("resnet", (1.0, 64, 2e-4, 0.5, 0.9, 1e-7, 1, 0.0, "none")),
+            ("biggan", (1.0, 50, 2e-4, 0.5, 0.999, 1e-8, 4, 0.9999, "none")),
         ],
     )
     def test_defaults(self, network, expected):
@@ -152,11 +152,37 @@ class TestNetworks:
             args.learning_rate,
             args.beta_1,
             args.beta_2,
+            args.epsilon,
             args.critic_steps,
             args.ema,
             args.decay,
         )
         assert found == expected
+
+    def test_adam(self):
+        gan = made("--epsilon", "1e-5", "--beta-1", "0.25")
+        for adam in (gan.generator_optimizer, gan.critic_optimizer):
+            assert (adam.epsilon, adam.beta_1) == (1e-5, 0.25)
+
+    def test_padding(self):
+        first = [
+            made("--normalizer", "sn", *arguments).critic.layers[0]
+            for arguments in ([], ["--padding", "same"])
+        ]
+        found = [layer.get_config()["padding"] for layer in first]
+        assert found == ["circular", "same"]
+
+    @pytest.mark.parametrize(
+        ("argument", "message"),
+        [
+            ("--critic-steps", "`critic_steps` must be an int >= 1"),
+            ("--batch-size", "`batch_size` must be an int >= 1"),
+            ("--samples", "`samples` must be an int >= 10"),
+        ],
+    )
+    def test_counts(self, argument, message):
+        with pytest.raises(ValueError, match=message):
+            image_generation.main(["--evaluate-every", "100", argument, "0"])
 
     def test_last_block(self):
         few = made("--network", "resnet", size=48).critic.count_params()

@@ -56,6 +56,14 @@ class TestLevels:
         levels = (extractors.to_levels(images).ravel() + 1.0) * 127.5
         np.testing.assert_allclose(levels, [0, 0, 191, 255], atol=1e-4)
 
+    def test_half_precision(self):
+        images = np.linspace(-1, 1, 4096).reshape(1, 64, 64, 1)
+        images = images.astype("float16")
+        np.testing.assert_array_equal(
+            extractors.to_levels(images),
+            extractors.to_levels(images.astype("float64")),
+        )
+
     @pytest.mark.parametrize("bad", [255.0, -1.1, np.nan, np.inf])
     def test_range(self, bad):
         images = np.zeros((1, 2, 2, 1))
@@ -108,6 +116,13 @@ class TestKeras:
             model = classifier()
             extractors.KerasExtractor(model, features=model.layers[0].name)
 
+    def test_vectors_are_no_images(self):
+        inputs = keras.Input((5,))
+        features = keras.layers.Dense(3, name="features")(inputs)
+        logits = keras.layers.Dense(2, name="logits")(features)
+        with pytest.raises(ValueError, match=r"take images.*\(None, 5\)"):
+            extractors.KerasExtractor(keras.Model(inputs, logits))
+
     def test_the_model_stays_as_it_is(self):
         model = classifier()
         extractors.KerasExtractor(model)
@@ -124,6 +139,7 @@ class TestKeras:
             np.testing.assert_array_equal(x, y)
         extractor = extractors.get(str(path))
         assert (extractor.label, extractor.name) == ("judge_", "judge.keras")
+        assert extractors.name_of(path) == "judge.keras"
 
     def test_bad_paths(self, tmp_path):
         with pytest.raises(ValueError, match="no such extractor.*nowhere"):
@@ -182,6 +198,7 @@ class TestInception:
     def test_local_copy(self, folder):
         extractor = extractors.get(folder)
         assert extractor.label == ""
+        assert extractors.name_of(folder) == extractor.name == "inception"
         extractor.batch_size = 2
         images = noise(5)
         features, logits = extractor(images)

@@ -12,6 +12,7 @@ from keras import layers, ops
 
 import keras_san
 from keras_san import GAN, SANConv2D, SANDense, losses, normalizers
+from keras_san.gan import base
 
 needs_training = pytest.mark.skipif(
     BACKEND == "torch",
@@ -370,7 +371,7 @@ def test_divergence_stops_fit_and_names_the_layer():
     kernel = gan.critic.get_layer("first").kernel
     kernel.assign(np.full(kernel.shape, np.nan))
     message = "layer first is not finite|NaN or infinity: .*first/kernel"
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(ValueError, match=message):
         fit(gan)
     # Where the critic is not normalized, the end of the epoch tells.
     gan = make_gan(None)
@@ -379,6 +380,35 @@ def test_divergence_stops_fit_and_names_the_layer():
     )
     with pytest.raises(ValueError, match="diverged in epoch 1: the loss is"):
         fit(gan)
+
+
+@needs_training
+def test_a_last_update_that_diverges_stops_before_a_checkpoint(tmp_path):
+    """The loss of the last step is that from before its update."""
+
+    class Diverge(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            weight = self.model.generator.trainable_variables[0]
+            weight.assign(np.full(weight.shape, np.nan))
+
+    gan = make_gan(None)
+    # The first epoch diverges once it was found sound, the second is not.
+    callbacks = [keras_san.callbacks.Checkpoint(tmp_path), Diverge()]
+    with pytest.raises(ValueError, match="NaN or infinity: .*dense"):
+        fit(gan, epochs=2, callbacks=callbacks)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.keras"]
+    # With a finite loss, too.
+    stop = base._StopWhenNotFinite()
+    stop.set_model(gan)
+    with pytest.raises(ValueError, match="the loss is 0.5, and these weights"):
+        stop.on_epoch_end(0, {"loss": 0.5})
+
+
+@needs_training
+def test_a_batch_of_fewer_images_than_critic_steps():
+    # 32 images: one batch of 28, one of 4.
+    with pytest.raises(ValueError, match="a smaller batch with critic_steps=5"):
+        fit(make_gan(critic_steps=5), batch_size=28)
 
 
 def test_own_optimizers():

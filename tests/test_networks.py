@@ -381,6 +381,13 @@ def test_what_the_biggan_generator_normalizes():
     assert len(plain) == 3 * 2 * 2
 
 
+def test_the_whole_biggan_critic_has_the_settings_of_its_normalizer():
+    given = normalizers.BidirectionalSpectral(scale=1.5, form="project")
+    critic = biggan.critic(8, width=0.02, normalizer=given)
+    for found in normalized_layers(critic).values():
+        assert (found.scale, found.form) == (1.5, "project")
+
+
 def test_one_normalizer_in_the_whole_resnet_critic():
     critic = sngan.resnet_critic(width=0.02, normalizer="sn")
     found = normalized_layers(critic)

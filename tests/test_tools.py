@@ -96,6 +96,26 @@ def test_table1_of_another_dataset():
     assert runs[-1]["published"] == ("9.18 ± .06", "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("-- --network resnet", "passes on: --network"),
+        ("-- --width 0.5 --seed=3", "passes on: --seed"),
+        ("--quick --networks cnn", "--quick has its own"),
+    ],
+)
+def test_table1_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        table1.parse(arguments.split())
+    assert message in capsys.readouterr().err
+
+
+def test_table1_of_nothing(tmp_path):
+    with pytest.raises(ValueError, match="published for these networks"):
+        table1.main(["--networks", "small", "--output", str(tmp_path / "t")])
+    assert not (tmp_path / "t").exists()
+
+
 def test_table1_flags_of_a_row(tmp_path):
     args, rest = table1.parse(
         ["--networks", "cnn", "--output", str(tmp_path), "--normalizers"]

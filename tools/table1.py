@@ -91,8 +91,8 @@ def parse(argv=None):
     add(
         "--networks",
         nargs="+",
-        default=["cnn", "resnet", "biggan"],
         choices=list(image_generation.NETWORKS),
+        help="default: cnn resnet biggan",
     )
     add(
         "--normalizers",
@@ -102,13 +102,33 @@ def parse(argv=None):
         "bssn,scale=1.4. Default: those that were published for the network",
     )
     add("--seeds", nargs="+", type=int, default=[0])
-    add("--output", default="runs/table1", help="folder of all runs")
+    add(
+        "--output",
+        help="folder of all runs, and of the table of those that were asked "
+        "for last; default: runs/table1, or runs/table1-quick",
+    )
     add(
         "--quick",
         action="store_true",
         help="a table of digits in about a minute, to see that it works",
     )
-    return parser.parse_args(argv), rest
+    args = parser.parse_args(argv)
+    # A run's name says what these are, so they cannot be said once more.
+    own = {"--network", "--normalizer", "--seed", "--name", "--output"}
+    repeated = own & {argument.partition("=")[0] for argument in rest}
+    if repeated:
+        parser.error(
+            "behind -- cannot stand what the tool itself passes on: "
+            f"{' '.join(sorted(repeated))}"
+        )
+    if args.quick:
+        if args.networks or args.normalizers:
+            parser.error("--quick has its own --networks and --normalizers")
+        args.networks, args.normalizers = ["small"], ["san", "sn"]
+    args.networks = args.networks or ["cnn", "resnet", "biggan"]
+    if args.output is None:
+        args.output = "runs/table1-quick" if args.quick else "runs/table1"
+    return args, rest
 
 
 def main(argv=None):
@@ -121,11 +141,15 @@ def main(argv=None):
         A list of dicts, the rows of the table.
     """
     args, rest = parse(argv)
-    os.makedirs(args.output, exist_ok=True)
     if args.quick:
-        args.networks, args.normalizers = ["small"], ["san", "sn"]
         rest = [*quick_arguments(args.output), *rest]
     runs = list(matrix(args, rest))
+    if not runs:
+        raise ValueError(
+            "Nothing is published for these networks on this dataset: pass "
+            f"--normalizers. Received: --networks {' '.join(args.networks)}"
+        )
+    os.makedirs(args.output, exist_ok=True)
     for run in runs:
         train(run)
         rows = [describe(run) for run in runs]
@@ -175,7 +199,8 @@ def train(run):
     if os.path.exists(os.path.join(run["folder"], "settings.json")):
         command = [*command, "--resume"]
         try:
-            # Else a run of other settings would pass for this one.
+            # Else a run of other settings would pass for this one. (Nothing
+            # is computed in this process: it would hold the accelerator.)
             image_generation.open_run(image_generation.parse(command))
         except ValueError as error:
             print(f"error: {error}", flush=True)
@@ -210,18 +235,18 @@ def describe(run):
     evaluated = [r for r in log if any(name.endswith("fid") for name in r)]
     measured = evaluated[-1] if evaluated else {}
 
-    def value(name, digits, mark=True):
-        for key, number in measured.items():
-            *label, kind = key.split("_")
-            if kind == name:
-                # "judge", so that nobody takes it for Inception's.
-                marked = label if mark else []
-                return " ".join([*marked, f"{number:.{digits}f}"])
-        return ""
+    # "judge_", say, so that nobody takes a value for Inception's.
+    label = next((n[: -len("fid")] for n in measured if n.endswith("fid")), "")
 
-    score = value("is", 2)
+    def value(name, digits, mark=False):
+        if label + name not in measured:
+            return ""
+        number = f"{measured[label + name]:.{digits}f}"
+        return f"{label.replace('_', ' ')}{number}" if mark else number
+
+    score = value("is", 2, mark=True)
     if score:
-        score += f" ± {value('std', 2, mark=False)}"
+        score += f" ± {value('is_std', 2)}"
     return {
         "network": settings.network,
         "normalizer": run["row"],
@@ -229,10 +254,10 @@ def describe(run):
         "published IS": run["published"][0],
         "published FID": run["published"][1],
         "measured IS": score,
-        "measured FID": value("fid", 1),
-        "measured KID": value("kid", 4),
-        "samples": value("samples", 0, mark=False),
-        "splits": value("splits", 0, mark=False),
+        "measured FID": value("fid", 1, mark=True),
+        "measured KID": value("kid", 4, mark=True),
+        "samples": value("samples", 0),
+        "splits": value("splits", 0),
         "steps": int((measured or last).get("step", 0)),
         "extractor": extractor_name(run) if measured else "none",
         "hours": f"{last.get('seconds', 0.0) / 3600:.2f}",
@@ -302,15 +327,19 @@ def draw(runs, path):
 
 def quick_arguments(folder):
     """A few steps on digits, and a judge of digits to measure them with."""
+    os.makedirs(folder, exist_ok=True)
     judge = os.path.join(folder, "digits_judge.keras")
     if not os.path.exists(judge):
-        from tools import judge as trainer
-
-        trainer.main(["--epochs", "6", "--width", "0.5", "--output", judge])
+        tool = os.path.join(ROOT, "tools", "judge.py")
+        arguments = ["--epochs", "6", "--width", "0.5", "--output", judge]
+        subprocess.run([sys.executable, tool, *arguments], check=True)
     short = "--dataset digits --width 0.125 --epochs 2 --steps-per-epoch 25"
     short += " --evaluate-every 25 --samples 500"
     return [*short.split(), "--extractor", judge]
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_san import losses
-from keras_san.checks import check_count
+from keras_san.checks import check_count, require
 from keras_san.kernel_normalization import hold_norms
 
 
@@ -160,7 +160,7 @@ class BaseGAN(keras.Model):
         return True
 
     def fit(self, *args, callbacks=None, **kwargs):
-        """`keras.Model.fit`, which also stops once a norm is not finite.
+        """`keras.Model.fit`, which also stops once the training diverges.
 
         Args:
             *args: Images in the generator's range as arrays or a dataset;
@@ -173,11 +173,13 @@ class BaseGAN(keras.Model):
             A Keras `History` of the means of each epoch: `critic_loss`,
             `generator_loss`, `loss` (their sum), `real_logit` and
             `fake_logit` (what the critic says of real and generated images).
+            Those of the critic are of the last of its `critic_steps`.
 
         Raises:
             ValueError: if images do not fit the networks, or a norm is NaN
-                or infinite (on TensorFlow as a graph's
-                `InvalidArgumentError`, at the step where it happens).
+                or infinite (at the step where it happens, or, where a
+                compiled step cannot raise, at the end of the epoch), or, at
+                the end of an epoch, any weight or the loss.
             NotImplementedError: on PyTorch.
         """
         if not hasattr(self, "minimize"):
@@ -309,12 +311,12 @@ class BaseGAN(keras.Model):
                 "A class-conditional GAN trains on pairs (images, labels). "
                 f"Received: no labels, with num_classes={self.num_classes}"
             )
-        if images.shape[0] is not None and images.shape[0] < self.critic_steps:
-            raise ValueError(
-                "A batch holds the images of all updates of the critic, so it "
-                "cannot be smaller than their number. Received: a batch of "
-                f"{images.shape[0]} with critic_steps={self.critic_steps}"
-            )
+        require(
+            ops.shape(images)[0] >= self.critic_steps,
+            "A batch holds the images of all updates of the critic, so none, "
+            "not even the last, can be smaller than their number. Received: "
+            f"a smaller batch with critic_steps={self.critic_steps}",
+        )
 
     def generate(self, num_images, labels=None, seed=None, batch_size=64):
         """New images, by the averaged generator if there is one.
@@ -427,19 +429,18 @@ class _StopWhenNotFinite(keras.callbacks.Callback):
     """Where a compiled step could not raise, the end of the epoch does."""
 
     def on_epoch_end(self, epoch, logs=None):
-        if math.isfinite((logs or {}).get("loss", 0.0)):
-            return
+        loss = (logs or {}).get("loss", 0.0)
         names = [
             variable.path
             for variable in self.model.trainable_variables
             if not np.all(np.isfinite(variable.numpy()))
         ]
-        raise ValueError(
-            f"Training has diverged in epoch {epoch + 1}: the loss is "
-            f"{logs['loss']}, and these weights hold NaN or infinity: "
-            f"{names}. Try a smaller learning rate, or go back to a "
-            "checkpoint."
-        )
+        if names or not math.isfinite(loss):
+            raise ValueError(
+                f"Training has diverged in epoch {epoch + 1}: the loss is "
+                f"{loss}, and these weights hold NaN or infinity: {names}. "
+                "Try a smaller learning rate, or go back to a checkpoint."
+            )
 
 
 def _labels(inputs):
@@ -460,7 +461,7 @@ def _check_networks(generator, critic, latent_dim, num_classes):
 
     conditional = num_classes is not None
     for name, network in (("generator", generator), ("critic", critic)):
-        if (len(network.inputs) == 2) != conditional:
+        if len(network.inputs) != 1 + conditional:
             raise ValueError(
                 f"The {name} must have one input, or, with `num_classes`, "
                 "labels as its second one. Received: "

@@ -1,6 +1,7 @@
 """How a GAN trains on TensorFlow."""
 
 import functools
+import re
 
 import tensorflow as tf
 
@@ -9,6 +10,16 @@ from keras_san.gan.base import BaseGAN
 
 class TensorFlowGAN(BaseGAN):
     """Gradients by tape, replicas by `tf.distribute`."""
+
+    def fit(self, *args, **kwargs):
+        try:
+            return super().fit(*args, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            # What `checks.require` says, without pages about the graph.
+            found = re.search(r"assertion failed: \[(.*)\]", str(error))
+            if found is None:
+                raise
+            raise ValueError(found[1]) from error
 
     def train_step(self, data):
         logs = self.step(data)

@@ -52,6 +52,12 @@ class KerasExtractor:
                     "features=..., logits=...). Received: a model with the "
                     f"layers {[layer.name for layer in model.layers]}"
                 )
+        if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
+            raise ValueError(
+                "The extractor must take images (n, height, width, channels). "
+                "Received: a model with inputs of the shapes "
+                f"{[tuple(x.shape) for x in model.inputs]}"
+            )
         outputs = [model.get_layer(name).output for name in (features, logits)]
         if any(len(output.shape) != 2 for output in outputs):
             raise ValueError(
@@ -161,7 +167,8 @@ def to_levels(images):
                 "Images must be uint8, or floats in [-1, 1]. Received: "
                 f"{images.dtype} from {low} to {high}"
             )
-        images = np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5)
+        images = np.clip(images.astype("float32"), -1.0, 1.0)
+        images = np.rint((images + 1.0) * 127.5)
     return images.astype("float32") / np.float32(127.5) - np.float32(1.0)
 
 
@@ -186,7 +193,7 @@ def get(identifier):
     if identifier == "inception":
         return InceptionExtractor()
     if isinstance(identifier, (str, os.PathLike)):
-        if os.path.exists(os.path.join(identifier, "saved_model.pb")):
+        if name_of(identifier) == "inception":
             return InceptionExtractor(os.fspath(identifier))
         return KerasExtractor(identifier)
     raise ValueError(
@@ -194,6 +201,15 @@ def get(identifier):
         "the folder of a copy of TF-GAN's Inception module, a Keras model, or "
         f"a callable. Received: extractor={identifier!r}"
     )
+
+
+def name_of(path):
+    """The `name` of the extractor that `get(path)` would load."""
+    if path == "inception" or os.path.exists(
+        os.path.join(path, "saved_model.pb")
+    ):
+        return "inception"
+    return os.path.basename(path)
 
 
 def _load(path):

@@ -155,14 +155,15 @@ class FrechetInceptionDistance:
             )
         # The eigenvalues of C1 C2 are those of C1^(1/2) C2 C1^(1/2), which is
         # symmetric. Rounding makes some that are zero negative.
-        values, vectors = np.linalg.eigh(real.covariance())
+        first, second = real.covariance(), generated.covariance()
+        values, vectors = np.linalg.eigh(first)
         root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-        product = np.linalg.eigvalsh(root @ generated.covariance() @ root)
-        trace = np.trace(real.covariance()) + np.trace(generated.covariance())
+        product = np.linalg.eigvalsh(root @ second @ root)
+        trace = np.trace(first) + np.trace(second)
         trace -= 2.0 * np.sqrt(np.maximum(product, 0.0)).sum()
         distance = np.square(real.mean - generated.mean).sum() + trace
         return {
-            "fid": float(distance),
+            "fid": max(0.0, float(distance)),
             "real_samples": real.count,
             "generated_samples": generated.count,
         }
@@ -245,10 +246,7 @@ class KernelInceptionDistance:
         values = np.array(
             [
                 _squared_discrepancy(x, y)
-                for x, y in zip(
-                    np.array_split(real, blocks),
-                    np.array_split(generated, blocks),
-                )
+                for x, y in zip(_split(real, blocks), _split(generated, blocks))
             ]
         )
         error = np.nan
@@ -295,6 +293,14 @@ class _Gaussian:
 
     def covariance(self):
         return self.scatter / (self.count - 1)
+
+
+def _split(samples, blocks):
+    """Blocks that differ by one sample at most, the smaller ones first."""
+    size, rest = divmod(len(samples), blocks)
+    sizes = np.full(blocks, size)
+    sizes[blocks - rest :] += 1
+    return np.split(samples, np.cumsum(sizes)[:-1])
 
 
 def _squared_discrepancy(x, y):

@@ -11,6 +11,7 @@ import functools
 import keras
 from keras import layers
 
+from keras_san import normalizers
 from keras_san.layers import SANConv2D, SANDense, SANWrapper
 from keras_san.networks.blocks import (
     batch_normalization,
@@ -101,7 +102,8 @@ def critic(
         width: Positive float, a factor on the channels of all hidden layers.
         normalizer: What `keras_san.normalizers.get` takes, for the
             convolutions. The dense layer and the vectors of the classes are
-            spectrally normalized; with `None` nothing is.
+            spectrally normalized, in its form and with its scale; with
+            `None` nothing is.
         padding: `"circular"`, under which the norm is exact, or `"same"`.
         kernel_initializer: What Keras initializers take, N(0, 0.02) by
             default.
@@ -146,7 +148,12 @@ def critic(
     filters = scaled(256, width)
     blocks = [(filters, halve) for halve in (True, True, False, False)]
     features = residual_features(images, blocks, convolution)
-    last = None if normalizer is None else "sn"
+    normalizer = last = normalizers.get(normalizer)
+    if normalizer is not None:
+        shared = ("scale", "update_interval", "form")
+        last = normalizers.Spectral(
+            **{name: getattr(normalizer, name) for name in shared}
+        )
     dense = SANDense(1, normalizer=last, name="dense", **settings())
     embedding = SANWrapper(
         layers.Embedding(num_classes, filters, **settings("embeddings")),
