@@ -81,7 +81,8 @@ class Normalizer:
         form: `"divide"` or `"project"`. `"divide"`: the raw kernel is
             trained, and the layer runs with the kernel divided by its norm.
             `"project"`: after each update the optimizer replaces the kernel
-            by its multiple of norm `scale`; the layer has no state.
+            by its multiple of norm `scale`; the layer has no state. Only
+            Keras' optimizers do that; under others nothing is normalized.
 
     Raises:
         ValueError: for a value outside of what is listed above.
@@ -206,7 +207,11 @@ class SparsityAware(Normalizer):
         update_interval: Int >= 1, training steps from one measurement to the
             next.
         scale: Positive float that the normalized kernel is multiplied by.
-        form: `"divide"` or `"project"`, see `Normalizer`.
+        form: `"divide"` or `"project"`, see `Normalizer`. Measured on
+            CIFAR-10 (`results/README.md`, two seeds each), projected critics
+            are ahead at step 500, and after 1,500 the two do not differ. So
+            the default is what works in any training loop, with any
+            optimizer, `ratio` and `update_interval`.
 
     Raises:
         ValueError: for a value outside of what is listed above.

@@ -321,7 +321,9 @@ def draw(runs, path):
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", fontsize=7)
+        figure.legend(
+            handles, labels, loc="outside lower center", fontsize=7, ncols=3
+        )
     figure.savefig(path, dpi=100)
 
 
