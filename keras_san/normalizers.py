@@ -207,11 +207,11 @@ class SparsityAware(Normalizer):
         update_interval: Int >= 1, training steps from one measurement to the
             next.
         scale: Positive float that the normalized kernel is multiplied by.
-        form: `"divide"` or `"project"`, see `Normalizer`. Measured on
-            CIFAR-10 (`results/README.md`, two seeds each), projected critics
-            are ahead at step 500, and after 1,500 the two do not differ. So
-            the default is what works in any training loop, with any
-            optimizer, `ratio` and `update_interval`.
+        form: `"divide"` or `"project"`, see `Normalizer`. In three pairs of
+            runs on CIFAR-10 (`results/README.md`) projected critics were
+            ahead at first, and not always in the end. The default is what
+            works with any optimizer, `ratio` and `update_interval`; with a
+            Keras optimizer and neither of those, try `"project"`.
 
     Raises:
         ValueError: for a value outside of what is listed above.
