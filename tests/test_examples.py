@@ -264,7 +264,7 @@ class TestEvaluation:
     def test_bad_settings_leave_no_folder(self, tmp_path):
         judge = judge_model(tmp_path / "judge.keras")
         arguments = ["--evaluate-every", "3", "--extractor", str(judge)]
-        with pytest.raises(ValueError, match="num_images=5"):
+        with pytest.raises(ValueError, match="samples=5"):
             run(tmp_path / "runs", *arguments, "--samples", "5")
         assert not (tmp_path / "runs").exists()
 

@@ -407,7 +407,7 @@ def test_a_last_update_that_diverges_stops_before_a_checkpoint(tmp_path):
 @needs_training
 def test_a_batch_of_fewer_images_than_critic_steps():
     # 32 images: one batch of 28, one of 4.
-    with pytest.raises(ValueError, match="a smaller batch with critic_steps=5"):
+    with pytest.raises(ValueError, match="batch.* with critic_steps=5"):
         fit(make_gan(critic_steps=5), batch_size=28)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_san import losses
-from keras_san.checks import check_count, require
+from keras_san.checks import check_count
 from keras_san.kernel_normalization import hold_norms
 
 
@@ -311,11 +311,15 @@ class BaseGAN(keras.Model):
                 "A class-conditional GAN trains on pairs (images, labels). "
                 f"Received: no labels, with num_classes={self.num_classes}"
             )
-        require(
-            ops.shape(images)[0] >= self.critic_steps,
+        size = images.shape[0]
+        if size is not None and size < self.critic_steps:
+            raise ValueError(self.small_batch_message(f"a batch of {size}"))
+
+    def small_batch_message(self, batch):
+        return (
             "A batch holds the images of all updates of the critic, so none, "
             "not even the last, can be smaller than their number. Received: "
-            f"a smaller batch with critic_steps={self.critic_steps}",
+            f"{batch} with critic_steps={self.critic_steps}"
         )
 
     def generate(self, num_images, labels=None, seed=None, batch_size=64):

@@ -22,6 +22,15 @@ class TensorFlowGAN(BaseGAN):
             raise ValueError(found[1]) from error
 
     def train_step(self, data):
+        images = tf.nest.flatten(data)[0]
+        if images.shape[0] is None:
+            # Before anything else, which may fail on no images in other ways.
+            check = tf.debugging.Assert(
+                tf.shape(images)[0] >= self.critic_steps,
+                [self.small_batch_message("a smaller batch")],
+            )
+            with tf.control_dependencies([check]):
+                data = tf.nest.map_structure(tf.identity, data)
         logs = self.step(data)
         if self._has_other_workers:
             # Keras then takes the mean of what a step returns over its first
