@@ -102,8 +102,8 @@ def critic(
         width: Positive float, a factor on the channels of all hidden layers.
         normalizer: What `keras_san.normalizers.get` takes, for the
             convolutions. The dense layer and the vectors of the classes are
-            spectrally normalized, in its form and with its scale; with
-            `None` nothing is.
+            spectrally normalized, in its form, at its interval and with its
+            scale; with `None` nothing is.
         padding: `"circular"`, under which the norm is exact, or `"same"`.
         kernel_initializer: What Keras initializers take, N(0, 0.02) by
             default.
