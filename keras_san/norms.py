@@ -13,12 +13,11 @@ import keras
 import numpy as np
 from keras import ops
 
-# Elements that one step of a chunked scan may produce. TensorFlow runs up to
-# ten steps of a loop at once, so ten times this bounds the memory.
-_CHUNK = 2**20
+from keras_san import spectra
+from keras_san.numerics import TINY, float32, largest, unit_scale
 
-# Nearly the smallest normal number: a zero divided by it stays zero.
-_TINY = 1e-37
+# Elements of the blocks of which `conv_spectral_norm` forms a product at once.
+_CHUNK = 2**22
 
 # Repeated squaring raises the Gram matrix to the power 2**14, which leaves a
 # singular value 0.1 % below the largest with a weight of e**-32.
@@ -66,15 +65,18 @@ def sparsity_aware_norm(
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
         Lemma 1 (Eq. 8), and its section "Efficiency" for `ratio`.
     """
-    # The scale is that of all filters: what is wrong with one shows.
-    kernel, scale = _unit_scale(kernel)
+    kernel = float32(kernel)
     grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
     filters = ops.reshape(kernel, (taps.shape[0], -1))
     if sample is None:
         sample = sample_filters(kernel.shape, ratio, seed)
-    if sample is not None:
-        filters = ops.take(filters, sample, axis=1)
-    return scale * ops.sqrt(_max_power(filters, grid, taps))
+    if sample is None:
+        return spectra.largest_modulus(filters, taps, grid)
+    norm = spectra.largest_modulus(
+        ops.take(filters, sample, axis=1), taps, grid
+    )
+    # What is wrong with a filter shows, whether it was drawn or not.
+    return ops.where(ops.all(ops.isfinite(kernel)), norm, float("nan"))
 
 
 def sample_filters(kernel_shape, ratio, seed=None):
@@ -179,7 +181,7 @@ def conv_spectral_norm(
     Reference:
         [Sedghi, Gupta and Long, 2018](https://arxiv.org/abs/1805.10408).
     """
-    kernel, scale = _unit_scale(kernel)
+    kernel, scale = unit_scale(kernel)
     grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
     strides = _tuple("strides", strides, len(grid))
     num_blocks = len(_block_frequencies(grid, strides))
@@ -188,7 +190,7 @@ def conv_spectral_norm(
         * math.prod(strides)
         * max(math.prod(kernel.shape[-2:]), taps.shape[0])
     )
-    chunk = min(num_blocks, max(1, 4 * _CHUNK // size))
+    chunk = min(num_blocks, max(1, _CHUNK // size))
     best = ops.zeros((), "float32")
     for start in range(0, num_blocks, chunk):
         blocks = _fourier_blocks(
@@ -204,14 +206,14 @@ def conv_spectral_norm(
 
 def fan_in_matrix(kernel):
     """`(*kernel_size, in, out)` -> `(1, prod(kernel_size) * in, out)`."""
-    kernel = _float32(kernel)
+    kernel = float32(kernel)
     _check_rank(kernel.shape)
     return ops.reshape(kernel, (1, -1, kernel.shape[-1]))
 
 
 def fan_out_matrix(kernel):
     """`(*kernel_size, in, out)` -> `(1, prod(kernel_size) * out, in)`."""
-    kernel = _float32(kernel)
+    kernel = float32(kernel)
     _check_rank(kernel.shape)
     *spatial, fan_in, out = range(len(kernel.shape))
     return fan_in_matrix(ops.transpose(kernel, (*spatial, out, fan_in)))
@@ -230,7 +232,7 @@ def fourier_blocks(kernel, spatial_shape, strides=1, dilation_rate=1, groups=1):
         Tensor of shape `(blocks * groups, 2 * prod(strides) * in // groups,
         2 * out // groups)`.
     """
-    kernel = _float32(kernel)
+    kernel = float32(kernel)
     grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
     strides = _tuple("strides", strides, len(grid))
     return _fourier_blocks(kernel, grid, taps, strides, groups, slice(None))
@@ -254,14 +256,14 @@ def power_iteration(matrices, u):
     v = left_vectors(matrices, u)
     product = _matvec(ops.swapaxes(matrices, -1, -2), v)
     sigma = _length(product)
-    u = ops.where(sigma > 0, product / ops.maximum(sigma, _TINY), u)
+    u = ops.where(sigma > 0, product / ops.maximum(sigma, TINY), u)
     return sigma[..., 0], v, u
 
 
 def left_vectors(matrices, u):
     """The unit vectors along `matrices @ u` (zero where that vanishes)."""
     product = _matvec(matrices, u)
-    return product / ops.maximum(_length(product), _TINY)
+    return product / ops.maximum(_length(product), TINY)
 
 
 def top_right_vectors(matrices):
@@ -277,7 +279,7 @@ def top_right_vectors(matrices):
     Returns:
         Tensor of shape `(batch, columns)`, unit vectors.
     """
-    matrices, _ = _unit_scale(matrices)
+    matrices, _ = unit_scale(matrices)
     transposed = ops.swapaxes(matrices, -1, -2)
     wide = matrices.shape[-1] > matrices.shape[-2]
     if wide:
@@ -285,7 +287,7 @@ def top_right_vectors(matrices):
     power = ops.matmul(transposed, matrices)
     for _ in range(_SQUARINGS):
         trace = ops.trace(power, axis1=-2, axis2=-1)[..., None, None]
-        power = power / ops.maximum(trace, _TINY)
+        power = power / ops.maximum(trace, TINY)
         power = ops.matmul(power, power)
     # Every column is a multiple of the dominant vector; the one with the
     # largest diagonal entry is the furthest from zero.
@@ -295,7 +297,7 @@ def top_right_vectors(matrices):
         u = _matvec(matrices, u)
     length = _length(u)
     any_unit = u.shape[-1] ** -0.5
-    return ops.where(length > 0, u / ops.maximum(length, _TINY), any_unit)
+    return ops.where(length > 0, u / ops.maximum(length, TINY), any_unit)
 
 
 def top_singular_value(matrices):
@@ -307,19 +309,9 @@ def top_singular_value(matrices):
     Returns:
         A float32 scalar, the largest over the batch.
     """
-    matrices = _float32(matrices)
+    matrices = float32(matrices)
     sigma, _, _ = power_iteration(matrices, top_right_vectors(matrices))
     return largest(sigma)
-
-
-def largest(values):
-    """The maximum, or NaN if not all values are finite.
-
-    Compiled by XLA, a plain maximum passes over NaN.
-    """
-    return ops.where(
-        ops.all(ops.isfinite(values)), ops.max(values), float("nan")
-    )
 
 
 def check_ratio(ratio):
@@ -331,25 +323,14 @@ def check_ratio(ratio):
         )
 
 
-def _float32(x):
-    return ops.cast(ops.convert_to_tensor(x), "float32")
-
-
 def _subset_size(count, ratio):
     # Less a little, lest 0.07 of 100 filters be 8.
     return max(1, math.ceil(count * ratio - 1e-9))
 
 
-def _unit_scale(x):
-    """Divides by the largest entry, so that squares stay in float32's range."""
-    x = _float32(x)
-    scale = ops.maximum(largest(ops.abs(x)), _TINY)
-    return x / scale, scale
-
-
 def _length(x):
     scale = ops.max(ops.abs(x), axis=-1, keepdims=True)
-    scale = ops.maximum(scale, _TINY)
+    scale = ops.maximum(scale, TINY)
     unit = x / scale
     return scale * ops.sqrt(ops.sum(unit * unit, axis=-1, keepdims=True))
 
@@ -395,62 +376,8 @@ def _grid_and_taps(kernel_shape, spatial_shape, dilation_rate):
         dilation_rate = (1,) * rank
     else:
         grid = _tuple("spatial_shape", spatial_shape, rank)
-    taps = _indices(kernel_size) * np.array(dilation_rate, int)
+    taps = spectra.indices(kernel_size) * np.array(dilation_rate, int)
     return grid, taps.astype("int32")
-
-
-def _indices(shape):
-    """All indices of an array of that shape, `(size, axes)`."""
-    return np.indices(shape, int).reshape(len(shape), math.prod(shape)).T
-
-
-def _phases(frequencies, grid, taps):
-    """Cosine and sine, `(frequencies, taps)`, of the transform's phases."""
-    angle = ops.zeros((1, taps.shape[0]), "float32")
-    taps = ops.convert_to_tensor(taps)
-    for axis, extent in enumerate(grid):
-        frequency = ops.convert_to_tensor(frequencies[axis])
-        turns = frequency[:, None] * taps[None, :, axis]
-        turns = ops.cast(ops.mod(turns, extent), "float32")
-        angle = angle + turns * (2.0 * math.pi / extent)
-    return ops.cos(angle), ops.sin(angle)
-
-
-def _max_power(filters, grid, taps):
-    """The largest |DFT|^2 of any of the filters `(taps, n)` on the grid."""
-    # One tap along an axis has the same modulus at all of its frequencies.
-    grid = tuple(n if t.any() else 1 for n, t in zip(grid, taps.T))
-    if math.prod(grid) == 1:
-        return ops.max(ops.square(ops.sum(filters, axis=0)))
-    # Filters are real: half of the frequencies along the last axis suffice.
-    extents = grid[:-1] + (grid[-1] // 2 + 1,)
-    num_frequencies = math.prod(extents)
-    # Both the transforms and the phases are bounded.
-    chunk = max(1, min(num_frequencies, _CHUNK // max(filters.shape)))
-
-    def power(step):
-        # The last chunk may run over the end: it starts again from zero.
-        index = ops.mod(
-            step * chunk + ops.arange(chunk, dtype="int32"), num_frequencies
-        )
-        frequencies = []
-        for extent in reversed(extents):
-            frequencies.insert(0, ops.mod(index, extent))
-            index = ops.floor_divide(index, extent)
-        cosine, sine = _phases(frequencies, grid, taps)
-        real = ops.matmul(cosine, filters)
-        imaginary = ops.matmul(sine, filters)
-        return ops.max(real * real + imaginary * imaginary)
-
-    steps = math.ceil(num_frequencies / chunk)
-    if steps == 1:
-        return power(0)
-    return ops.fori_loop(
-        0,
-        steps,
-        lambda step, best: ops.maximum(best, power(step)),
-        ops.zeros((), "float32"),
-    )
 
 
 def _block_frequencies(grid, strides):
@@ -464,18 +391,17 @@ def _block_frequencies(grid, strides):
             )
     outputs = [n // s for n, s in zip(grid, strides)]
     kept = outputs[:-1] + [outputs[-1] // 2 + 1] if outputs else []
-    base, alias = _indices(kept), _indices(strides)
+    base, alias = spectra.indices(kept), spectra.indices(strides)
     return base[:, None] + alias[None] * np.array(outputs, int)
 
 
 def _fourier_blocks(kernel, grid, taps, strides, groups, chunk):
     frequencies = _block_frequencies(grid, strides)[chunk].astype("int32")
     blocks, aliases, rank = frequencies.shape
-    cosine, sine = _phases(
-        [frequencies[..., axis].reshape(-1) for axis in range(rank)],
-        grid,
-        taps,
+    cosine, sine = spectra.phases(
+        frequencies.reshape(blocks * aliases, rank), taps, grid
     )
+    cosine, sine = cosine.astype("float32"), sine.astype("float32")
     filters = ops.reshape(kernel, (taps.shape[0], -1))
     rows = aliases * kernel.shape[-2]
     columns = kernel.shape[-1] // groups

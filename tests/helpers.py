@@ -1,10 +1,31 @@
 """What several tests need: backends, and norms in plain NumPy."""
 
+import hypothesis
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 BACKEND = keras.config.backend()
+
+# What torch hands to NumPy 2 in `convert_to_numpy`.
+ignore_torch_copies = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept:DeprecationWarning"
+)
+
+
+def property_test(**examples):
+    """A hypothesis test of so many examples, by backend; the same each time.
+
+    JAX compiles every operation anew for each new shape, and so gets few.
+    """
+    return hypothesis.settings(
+        max_examples=examples[BACKEND],
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
 
 
 def to_numpy(x):

@@ -8,6 +8,7 @@ of larger models.
 import inspect
 import threading
 
+import helpers
 import hypothesis
 import keras
 import numpy as np
@@ -32,15 +33,7 @@ ACTIVATIONS = {
 }
 
 
-def property_test(function):
-    return hypothesis.settings(
-        # JAX compiles every operation anew for each new shape.
-        max_examples=6 if BACKEND == "jax" else 25,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )(function)
+property_test = helpers.property_test(tensorflow=25, jax=6, torch=25)
 
 
 def raw_kernel(shape, seed):

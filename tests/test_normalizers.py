@@ -3,6 +3,7 @@
 import json
 import math
 
+import helpers
 import keras
 import numpy as np
 import pytest
@@ -12,10 +13,7 @@ from keras_san import normalizers
 
 BACKEND = keras.config.backend()
 
-# What torch hands to NumPy 2 in `convert_to_numpy`.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept:DeprecationWarning"
-)
+pytestmark = helpers.ignore_torch_copies
 
 CLASSES = {
     "san": normalizers.SparsityAware,

@@ -1,35 +1,24 @@
 """`keras_san.padding` against `numpy.pad(mode="wrap")`."""
 
+import helpers
 import hypothesis
 import keras
 import numpy as np
 import pytest
+from helpers import BACKEND
 from hypothesis import strategies as st
 from keras import ops
 
 from keras_san.padding import circular_amounts, circular_pad
 
-BACKEND = keras.config.backend()
-
-# What torch hands to NumPy 2 in `convert_to_numpy`.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept:DeprecationWarning"
-)
+pytestmark = helpers.ignore_torch_copies
 
 only_on_tensorflow = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="Only TensorFlow has unknown sizes."
 )
 
 
-def property_test(function):
-    return hypothesis.settings(
-        # JAX compiles every operation anew for each new shape.
-        max_examples=30 if BACKEND == "jax" else 150,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )(function)
+property_test = helpers.property_test(tensorflow=150, jax=30, torch=150)
 
 
 def images(spatial, data_format="channels_last", seed=0):

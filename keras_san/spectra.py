@@ -1,0 +1,362 @@
+"""The largest modulus in the Fourier transforms of many small filters.
+
+A filter of few taps has a smooth power spectrum, a trigonometric polynomial
+of few terms, and most filters are far from the largest. So bounds decide which
+filters, and which of their frequencies, are looked at. A result counts only
+with a certificate that nothing left out can exceed it; without one the search
+widens, and at last everything is scanned.
+
+Below, `w` are the taps of one filter, `F` is its Fourier transform and
+`P = |F|^2`. With the lags `d` (differences of taps, one of each pair `d, -d`)
+and the autocorrelation `r`,
+
+    P(x) = sum_d rho_d cos(d . x),  rho_0 = r_0,  rho_d = 2 r_d.       (1)
+
+The bounds, each of which a test holds up to random filters:
+
+(a) `|F| <= sum |w|`, the triangle inequality.
+(b) `P <= sum_d |rho_d|`, the same on (1).
+(c) Along one axis, `k` taps make `F`, but for a phase, a trigonometric
+    polynomial of degree `k - 1` in `x / 2`. Let its modulus be largest at
+    `x0`, and `M` there; let `f` be its real part after the turn that makes it
+    `M` there. Then `|f| <= M = f(x0)`, and `f` falls no faster than a cosine
+    of its degree (M. Riesz): `f(x0 + t) >= M cos(t (k - 1) / 2)` where
+    `|t| (k - 1) <= pi`. If every point is within `t_a` of a grid along each
+    axis `a`, then, by one axis after the other,
+    `max P <= max_grid P / prod_a cos^2(t_a (k_a - 1) / 2)`.
+(d) If `0 <= P <= S`, then `q = 2 P / S - 1` lies in [-1, 1], and along one
+    axis has degree `k - 1`, so `|q'| <= (k - 1) sqrt(1 - q^2)` (Bernstein and
+    Szego): the angle `arccos q` changes at a rate of at most `k - 1`. So from
+    a point where `P = p` to one at distances `t_a` along the axes, `P` climbs
+    at most to `S (1 + cos(arccos(2 p / S - 1) - sum_a t_a (k_a - 1))) / 2`, or
+    to `S` if that angle is negative.
+
+With a dilation of `s` read `s (k - 1)` for `k - 1`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_san.numerics import largest, unit_scale
+
+# Transforms of so few entries are all computed at once.
+_SMALL = 2**14
+
+# Elements that one step of the scan may produce.
+_CHUNK = 2**18
+
+# Points of the coarse grid along each axis, at most, by number of axes.
+_COARSE = {1: 1024, 2: 64, 3: 16}
+
+# Entries of the constant tables, at most. Larger kernels are scanned.
+_TABLES = 2**19
+
+# How much is looked at before the search is given up: groups of filters by
+# bound (a), filters by bound (b), cells of the coarse grid by bound (d).
+_EFFORTS = ((256, 16, 64), (2048, 128, 1024))
+
+# What rounding may add to a bound, relative to P.
+_SLACK = 2e-6
+
+# Below this, squares lose precision.
+_SMALLEST_POWER = 1e-20
+
+
+def largest_modulus(filters, taps, grid):
+    """The largest modulus of the discrete Fourier transform of any filter.
+
+    Args:
+        filters: float32 tensor of shape `(taps, n)`, one filter a column.
+        taps: int array of shape `(taps, axes)`, where the taps lie.
+        grid: Tuple of ints, the extents of the image, one for each axis.
+
+    Returns:
+        A float32 scalar. Zero if all filters are zero, NaN if one holds a NaN
+        or an infinity.
+    """
+    # One tap along an axis has the same modulus at all of its frequencies.
+    axes = [axis for axis, t in enumerate(taps.T) if t.any() and grid[axis] > 1]
+    taps, grid = taps[:, axes], tuple(grid[axis] for axis in axes)
+    if not axes:
+        return largest(ops.abs(ops.sum(filters, axis=0)))
+    if filters.shape[1] * _num_frequencies(grid) <= _SMALL:
+        return _scan(filters, taps, grid)
+    tables = _tables(taps.tobytes(), taps.shape, grid)
+    if tables is None:
+        return _scan(filters, taps, grid)
+
+    def search(efforts):
+        if not efforts:
+            return _scan(filters, taps, grid)
+        power, certified = _search(filters, tables, *efforts[0])
+        return ops.cond(
+            certified, lambda: ops.sqrt(power), lambda: search(efforts[1:])
+        )
+
+    return search(_EFFORTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tables:
+    """Constants of the search for one kernel size and image, in float32."""
+
+    transform: np.ndarray  # (2 lags, taps): all frequencies that make up rho
+    to_rho: np.ndarray  # (lags, 2 lags): rho from the squares of those
+    cosine: np.ndarray  # (cells, lags): cos(d . x) at the cells' centres
+    sine: np.ndarray  # (cells, lags)
+    within: np.ndarray  # (2 lags, points): a cell's points about its centre
+    grid_factor: float  # bound (c)
+    climb: float  # sum_a t_a (k_a - 1) of bound (d)
+
+
+@functools.lru_cache(maxsize=256)
+def _tables(taps, shape, grid):
+    taps = np.frombuffer(taps, "int32").reshape(shape)
+    steps = np.gcd.reduce(taps, axis=0)
+    lags = _lags(taps)
+    # The transform on an odd grid of twice the kernel determines rho. Of its
+    # frequencies, which are as many as the differences of taps, one of each
+    # pair f, -f is enough.
+    frequencies = lags // steps
+    odd = 2 * np.max(taps // steps, axis=0) + 1
+    transform = np.concatenate(phases(frequencies, taps // steps, odd))
+    twice = np.where(np.any(lags, axis=1), 2.0, 1.0)
+    to_rho, _ = phases(lags // steps, frequencies, odd)
+    to_rho = twice[:, None] * to_rho * twice / math.prod(odd)
+    to_rho = np.concatenate([to_rho, to_rho], axis=1)
+
+    # The coarse grid consists of points of the image's grid, the centres of
+    # cells of equal size. Beyond the half of the last axis nothing is new.
+    most = _COARSE.get(len(grid), 8)
+    sizes = np.array([math.ceil(n / most) for n in grid])
+    before, after = sizes // 2, (sizes - 1) // 2
+    counts = [math.ceil(n / size) for n, size in zip(grid, sizes)]
+    counts[-1] = math.ceil((grid[-1] // 2 - after[-1]) / sizes[-1]) + 1
+    num_points = math.prod(sizes)
+    if (3 * len(taps) + math.prod(counts) + num_points) * len(lags) > _TABLES:
+        return None
+    cosine, sine = phases(indices(counts) * sizes, lags, grid)
+    c, s = phases(indices(sizes) - before, lags, grid)
+    within = np.concatenate([c, -s], axis=1).T
+    # The rate at which (c) and (d) let P change, per point of the grid.
+    rate = np.max(np.abs(lags), axis=0) * 2.0 * np.pi / np.array(grid)
+    half = rate * sizes / 4.0
+    reachable = np.all(half < np.pi / 2)
+    return _Tables(
+        *(
+            table.astype("float32")
+            for table in (transform, to_rho, cosine, sine, within)
+        ),
+        grid_factor=(
+            float(1.0 / np.prod(np.cos(half) ** 2)) if reachable else np.inf
+        ),
+        climb=float(np.sum(rate * before)),
+    )
+
+
+def _search(filters, tables, num_groups, num_filters, num_cells):
+    """The largest P among the most promising, and whether it is certified.
+
+    Args:
+        filters: float32 tensor of shape `(taps, n)`.
+        tables: `_Tables`.
+        num_groups: Int, the groups of filters that pass bound (a).
+        num_filters: Int, the filters that pass bound (b).
+        num_cells: Int, the cells of the coarse grid that pass bound (d).
+
+    Returns:
+        `(power, certified)`: a float32 and a boolean scalar.
+    """
+    with _full_precision():
+        # `rest` bounds all that is left out; `total` is not finite if
+        # anything is not.
+        filters, rest, total = _promising_filters(filters, num_groups)
+        rho = ops.matmul(
+            tables.to_rho, ops.square(ops.matmul(tables.transform, filters))
+        )
+        bounds = ops.sum(ops.abs(rho), axis=0)
+        total = total + ops.sum(bounds)
+        if filters.shape[1] > num_filters:
+            bounds, index = ops.top_k(bounds, num_filters)
+            rho = ops.take(rho, index, axis=1)
+            rest = ops.maximum(rest, bounds[-1])
+        power = ops.matmul(tables.cosine, rho)
+        best = ops.max(power)
+        certified = True
+        if tables.within.shape[1] > 1:
+            best, certified = _refine(
+                power, rho, bounds, best, tables, num_cells
+            )
+    certified = ops.logical_and(certified, rest <= best * (1.0 + _SLACK))
+    certified = ops.logical_and(certified, ops.isfinite(total))
+    in_range = ops.logical_or(best > _SMALLEST_POWER, ops.equal(total, 0.0))
+    return best, ops.logical_and(certified, in_range)
+
+
+def _promising_filters(filters, num_groups):
+    """The filters in the groups that hold the largest sums of moduli.
+
+    A group is a few filters at equal distances. Its maximum is taken along
+    an axis of slices, and of maxima there are fewer to sort.
+
+    Returns:
+        `(filters, rest, total)`: bound (a) on P of what is left out, and the
+        sum of all moduli.
+    """
+    taps, n = filters.shape
+    group = 2 ** max(0, round(math.log2(math.sqrt(n) / 64)))
+    columns = math.ceil(n / group)
+    if columns <= num_groups:
+        return filters, 0.0, ops.sum(ops.abs(filters))
+    # A product with ones: TensorFlow's sum along the first axis is slower.
+    ones = np.ones((1, taps), "float32")
+    bounds = ops.reshape(ops.matmul(ones, ops.abs(filters)), (n,))
+    total = ops.sum(bounds)
+    if group * columns > n:
+        bounds = ops.pad(bounds, [[0, group * columns - n]])
+    largest_bounds = ops.max(ops.reshape(bounds, (group, columns)), axis=0)
+    top, index = ops.top_k(largest_bounds, num_groups)
+    starts = np.arange(group, dtype="int32")[:, None] * columns
+    index = ops.reshape(starts + ops.cast(index, "int32"), (-1,))
+    if group * columns > n:
+        index = ops.minimum(index, n - 1)
+    return ops.take(filters, index, axis=1), ops.square(top[-1]), total
+
+
+def _refine(power, rho, bounds, best, tables, num_cells):
+    """Looks at every point of the cells that may hold more than `best`.
+
+    Args:
+        power: P at the cells' centres, `(cells, filters)`.
+        rho: The filters' coefficients in (1), `(lags, filters)`.
+        bounds: Bounds on their P, `(filters,)`.
+        best: Scalar, the largest entry of `power`.
+        tables: `_Tables`.
+        num_cells: Int, how many cells of filters to look at.
+
+    Returns:
+        `(best, certified)`.
+    """
+    supremum = ops.minimum(bounds, ops.max(power, axis=0) * tables.grid_factor)
+    # Bound (d) exceeds `best` where P at the centre is above `needed`.
+    angle = ops.arccos(ops.clip(2.0 * best / supremum - 1.0, -1.0, 1.0))
+    angle = ops.minimum(angle + tables.climb, math.pi)
+    needed = supremum * (1.0 + ops.cos(angle)) / 2.0
+    needed = ops.where(supremum <= best * (1.0 + _SLACK), float("inf"), needed)
+    excess = ops.reshape(power - needed, (-1,))
+    num_cells = min(num_cells, excess.shape[0])
+    excess, index = ops.top_k(excess, num_cells)
+    columns = rho.shape[1]
+    cell = ops.floor_divide(index, columns)
+    rho = ops.take(ops.transpose(rho), ops.mod(index, columns), axis=0)
+    # cos(d . (centre + offset)), by the theorem of addition.
+    turned = [
+        rho * ops.take(ops.convert_to_tensor(table), cell, axis=0)
+        for table in (tables.cosine, tables.sine)
+    ]
+    found = ops.matmul(ops.concatenate(turned, axis=1), tables.within)
+    all_cells = num_cells == power.shape[0] * columns
+    return (
+        ops.maximum(best, ops.max(found)),
+        True if all_cells else excess[-1] <= 0.0,
+    )
+
+
+def _scan(filters, taps, grid):
+    """The largest modulus of all filters, at all frequencies, in chunks."""
+    filters, scale = unit_scale(filters)
+    # Filters are real: half of the frequencies along the last axis suffice.
+    extents = grid[:-1] + (grid[-1] // 2 + 1,)
+    num_frequencies = _num_frequencies(grid)
+    # Both the transforms and the phases are bounded.
+    chunk = max(1, min(num_frequencies, _CHUNK // max(filters.shape)))
+
+    def power(first):
+        # The last chunk may run over the end: it starts again from zero.
+        index = ops.mod(
+            first + ops.arange(chunk, dtype="int32"), num_frequencies
+        )
+        frequencies = []
+        for extent in reversed(extents):
+            frequencies.insert(0, ops.mod(index, extent))
+            index = ops.floor_divide(index, extent)
+        cosine, sine = _traced_phases(frequencies, taps, grid)
+        with _full_precision():
+            real = ops.matmul(cosine, filters)
+            imaginary = ops.matmul(sine, filters)
+        return ops.max(real * real + imaginary * imaginary)
+
+    def step(number, best):
+        # `best` is never negative; that a chunk depends on it keeps
+        # TensorFlow from running ten of them at once.
+        first = number * chunk + ops.cast(best < 0.0, "int32")
+        return ops.maximum(best, power(first))
+
+    steps = math.ceil(num_frequencies / chunk)
+    zero = ops.zeros((), "float32")
+    best = power(0) if steps == 1 else ops.fori_loop(0, steps, step, zero)
+    return scale * ops.sqrt(best)
+
+
+def _traced_phases(frequencies, taps, grid):
+    """The same as `phases`, of an int tensor of frequencies for each axis."""
+    angles = ops.zeros((1, taps.shape[0]), "float32")
+    taps = ops.convert_to_tensor(taps)
+    for axis, extent in enumerate(grid):
+        turns = frequencies[axis][:, None] * taps[None, :, axis]
+        turns = ops.cast(ops.mod(turns, extent), "float32")
+        angles = angles + turns * (2.0 * math.pi / extent)
+    return ops.cos(angles), ops.sin(angles)
+
+
+def phases(frequencies, positions, grid):
+    """Cosine and sine of the angles of a discrete Fourier transform.
+
+    Args:
+        frequencies: int array of shape `(frequencies, axes)`.
+        positions: int array of shape `(positions, axes)`.
+        grid: The extents of the transform, one for each axis.
+
+    Returns:
+        Two float64 arrays of shape `(frequencies, positions)`.
+    """
+    angles = np.zeros((len(frequencies), len(positions)))
+    for axis, extent in enumerate(grid):
+        turns = np.outer(frequencies[:, axis], positions[:, axis]) % extent
+        angles += turns * (2.0 * np.pi / extent)
+    return np.cos(angles), np.sin(angles)
+
+
+def indices(shape):
+    """All indices of an array of that shape, `(size, axes)`."""
+    return np.indices(shape, int).reshape(len(shape), math.prod(shape)).T
+
+
+def _lags(taps):
+    """Differences of taps, zero first, one of each pair `d, -d`."""
+    differences = taps[:, None] - taps[None]
+    differences = np.unique(differences.reshape(-1, taps.shape[1]), axis=0)
+    return differences[len(differences) // 2 :]
+
+
+def _num_frequencies(grid):
+    return math.prod(grid[:-1]) * (grid[-1] // 2 + 1)
+
+
+def _full_precision():
+    """On JAX, products in float32 where its default for the device is less.
+
+    TensorFlow has a switch for the whole process only:
+    `tf.config.experimental.enable_tensor_float_32_execution`.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
