@@ -1,0 +1,164 @@
+"""What the benchmark does otherwise on TensorFlow, JAX and PyTorch."""
+
+import os
+import platform
+
+import keras
+from keras import ops
+
+
+class Backend:
+    """What differs between TensorFlow, JAX and PyTorch."""
+
+    def __init__(self, name, device):
+        if keras.backend.backend() != name:
+            raise ValueError(
+                f"Keras already runs on {keras.backend.backend()} in this "
+                f"process. Received: backend={name!r}"
+            )
+        self.name = name
+        self.gpu = device == "gpu"
+        self.module = __import__(name)
+        if name == "tensorflow":  # It warns of many functions, as here.
+            self.module.get_logger().setLevel("ERROR")
+        # On CPUs XLA makes TensorFlow's convolutions slower.
+        self.jit = name == "jax" or (self.gpu and name == "tensorflow")
+        if self.gpu and not self._gpus():
+            raise ValueError(f"{name} finds no GPU. Received: device='gpu'")
+
+    def _gpus(self):
+        if self.name == "tensorflow":
+            return self.module.config.list_physical_devices("GPU")
+        if self.name == "jax":
+            return [d for d in self.module.devices() if d.platform == "gpu"]
+        return self.module.cuda.is_available()
+
+    def describe(self):
+        device = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+        if self.gpu:
+            device = str(self._gpus())
+            if self.name == "torch":
+                device = self.module.cuda.get_device_name()
+            elif self.name == "jax":
+                device = self._gpus()[0].device_kind
+        return (
+            f"{self.name} {self.module.__version__}, Keras "
+            f"{keras.__version__}, {device}"
+        )
+
+    def tensor(self, x):
+        return ops.convert_to_tensor(x)
+
+    def numpy(self, x):
+        return ops.convert_to_numpy(x)
+
+    def compile(self, function):
+        if self.name == "tensorflow":
+            return self.module.function(
+                function, jit_compile=self.jit, autograph=False
+            )
+        if self.name == "jax":
+            return self.module.jit(function)
+
+        def without_gradients(*args):
+            with self.module.no_grad():
+                return function(*args)
+
+        return without_gradients
+
+    def wait(self, result):
+        if self.name == "jax":
+            self.module.block_until_ready(result)
+        elif self.name == "torch":
+            if self.gpu:
+                self.module.cuda.synchronize()
+        elif self.gpu:
+            self.module.test.experimental.sync_devices()
+
+    def transforms(self, image):
+        """The paper's way: all filters padded to the image, and their FFT."""
+        height, width = image
+
+        def padded(x):
+            x = ops.transpose(x, (2, 3, 0, 1))
+            rows, columns = height - x.shape[2], width - x.shape[3]
+            return ops.pad(x, ((0, 0), (0, 0), (0, rows), (0, columns)))
+
+        if self.name == "tensorflow":
+            tf = self.module
+
+            def fft2(x):
+                x = tf.cast(padded(x), "complex64")
+                return tf.reduce_max(tf.abs(tf.signal.fft2d(x)))
+
+            def rfft2(x):
+                return tf.reduce_max(tf.abs(tf.signal.rfft2d(padded(x))))
+        else:
+            if self.name == "jax":
+                numpy = self.module.numpy
+            else:
+                numpy = self.module
+
+            def fft2(x):
+                return numpy.max(numpy.abs(numpy.fft.fft2(padded(x))))
+
+            def rfft2(x):
+                return numpy.max(numpy.abs(numpy.fft.rfft2(padded(x))))
+
+        return {"fft2": fft2, "rfft2": rfft2}
+
+    def gradient_step(self, layer):
+        """Compiled gradients of a layer's output, to inputs and kernel."""
+        if self.name == "tensorflow":
+            tf = self.module
+
+            def step(x):
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    total = ops.sum(ops.square(layer(x)))
+                return tape.gradient(total, [x, layer.kernel.value])
+
+        elif self.name == "jax":
+
+            def total(x, values):
+                outputs, _ = layer.stateless_call(values, [], x)
+                return ops.sum(ops.square(outputs))
+
+            gradients = self.module.jit(self.module.grad(total, (0, 1)))
+            values = [v.value for v in layer.trainable_variables]
+            return lambda x: gradients(x, values)
+        else:
+
+            def step(x):
+                x = x.requires_grad_()
+                total = ops.sum(ops.square(layer(x)))
+                return self.module.autograd.grad(total, [x, layer.kernel.value])
+
+            return step
+        return self.compile(step)
+
+    def extra_memory(self, function, arguments):
+        """Peak MiB that a call takes beyond what is in use; `None` if unknown.
+
+        On JAX the temporary memory of the compiled program.
+        """
+        if self.name == "jax":
+            if not hasattr(function, "lower"):
+                return None
+            compiled = function.lower(*arguments).compile()
+            return compiled.memory_analysis().temp_size_in_bytes / 2**20
+        if self.name == "tensorflow":
+            device = "GPU:0" if self.gpu else "CPU:0"
+            config = self.module.config.experimental
+            config.reset_memory_stats(device)
+            before = config.get_memory_info(device)["current"]
+            self.wait(function(*arguments))
+            peak = config.get_memory_info(device)["peak"]
+        elif self.gpu:
+            self.module.cuda.reset_peak_memory_stats()
+            before = self.module.cuda.memory_allocated()
+            self.wait(function(*arguments))
+            peak = self.module.cuda.max_memory_allocated()
+        else:
+            return None
+        return (peak - before) / 2**20

@@ -1,0 +1,569 @@
+"""Times what normalization costs: norms, circular padding, critic updates.
+
+Each figure is a median over rounds in which all methods of a comparison run
+once, in turn, in this process, after calls that are not counted. See
+`python tools/benchmark.py --help`.
+"""
+
+import argparse
+import csv
+import math
+import os
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SECTIONS = ("norm", "growth", "kernels", "padding", "update")
+COLUMNS = {
+    "section": "see `Benchmark`",
+    "case": "the critic and layer, or what the kernel is like",
+    "kernel": "its shape",
+    "image": "height x width",
+    "method": "what ran",
+    "milliseconds": "median of a call",
+    "ratio": "to the first method of the case",
+    "ratio_in_graph": "the same where one function holds several such calls",
+    "extra_mib": "peak memory of a call beyond what was in use before",
+    "value": "the norm that was found",
+}
+
+# Above this many numbers the transforms of all padded filters are left out.
+FFT_LIMIT = 350_000_000
+
+# Kernels in one function, to see the cost of a norm within a graph.
+IN_GRAPH = 8
+
+
+def main(argv=None):
+    """Measures as the command line says, prints tables, writes CSV and PNG.
+
+    Args:
+        argv: List of strings, or `None` for the arguments of the process.
+
+    Returns:
+        A list of dicts, one for each measured method, with `COLUMNS`.
+
+    Raises:
+        ValueError: if the device is not there.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python tools/benchmark.py",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--backend",
+        default=os.environ.get("KERAS_BACKEND", "tensorflow"),
+        choices=("tensorflow", "jax", "torch"),
+    )
+    add("--device", default="cpu", choices=("cpu", "gpu"))
+    add(
+        "--sections",
+        nargs="+",
+        default=SECTIONS,
+        choices=SECTIONS,
+        metavar="SECTION",
+        help=f"of {', '.join(SECTIONS)}",
+    )
+    add("--rounds", type=int, default=31, help="of which the median is taken")
+    add("--seed", type=int, default=0)
+    add("--quick", action="store_true", help="few and small: does it run?")
+    add("--output", default="benchmark", help="folder to write to")
+    args = parser.parse_args(argv)
+    os.environ["KERAS_BACKEND"] = args.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    sys.path.insert(0, ROOT)
+    bench = Benchmark(args)
+    for section in args.sections:
+        getattr(bench, section)()
+    bench.write(args.output)
+    return bench.rows
+
+
+class Benchmark:
+    """The sections, each a method, and the rows that they leave."""
+
+    def __init__(self, args):
+        import keras
+        import numpy as np
+
+        from tools.backends import Backend
+
+        self.rounds = min(args.rounds, 3) if args.quick else args.rounds
+        self.quick = args.quick
+        self.backend = Backend(args.backend, args.device)
+        self.device = f"{self.backend.describe()}, {args.rounds} rounds"
+        self.rng = np.random.default_rng(args.seed)
+        self.rows = []
+        keras.utils.set_random_seed(args.seed)
+        self.layers = critic_layers()
+        if args.quick:
+            self.layers = {
+                "CNN 32": self.layers["CNN 32"][:3],
+                "SPADE 128x256": self.layers["SPADE 128x256"][-1:],
+            }
+
+    def norm(self):
+        """Ours against power iteration and transforms, layer by layer."""
+        seen = set()
+        for critic, layers in self.layers.items():
+            for name, shape, image, _ in layers:
+                if (shape, image) in seen:
+                    continue
+                seen.add((shape, image))
+                kernel = self._he_normal(shape)
+                methods = {
+                    "power iteration": power_iteration(shape),
+                    "Keras' power iteration": keras_power_iteration(shape),
+                    "ours": ours(image),
+                }
+                if math.prod(shape[2:]) * math.prod(image) <= FFT_LIMIT:
+                    methods.update(self.backend.transforms(image))
+                self._compare(
+                    "norm", f"{critic}, {name}", methods, kernel, image
+                )
+
+    def growth(self):
+        """Ours as the image grows, against its cost on the smallest one."""
+        shape = (3, 3, 8, 8) if self.quick else (3, 3, 256, 256)
+        kernel = self._he_normal(shape)
+        methods = {
+            f"{size}x{size}": ours((size, size))
+            for size in (32, 64, 128, 256, 512, 1024)
+        }
+        self._compare("growth", "He normal", methods, kernel, ("N", "N"))
+
+    def kernels(self):
+        """Ours on hard kernels, against the scan that it falls back on."""
+        cases = [((3, 3, 256, 256), (32, 32)), ((4, 4, 256, 512), (8, 8))]
+        if self.quick:
+            cases = [((3, 3, 64, 64), (32, 32))]
+        for shape, image in cases:
+            for name, kernel in hard_kernels(shape, self.rng).items():
+                methods = {"scan": scan(shape, image), "ours": ours(image)}
+                self._compare("kernels", name, methods, kernel, image)
+
+    def padding(self):
+        """Circular against zero padding, forward and backward."""
+        from keras import ops
+
+        from keras_san import SANConv2D
+
+        totals = {}
+        batches = {"SR": 16, "SP": 4}
+        for critic, layers in self.layers.items():
+            batch = 2 if self.quick else batches.get(critic[:2], 64)
+            for name, shape, image, stride in layers:
+                inputs = self.rng.normal(size=(batch, *image, shape[2]))
+                methods = {}
+                for padding in ("same", "circular"):
+                    layer = SANConv2D(
+                        shape[3],
+                        shape[:2],
+                        strides=stride,
+                        padding=padding,
+                        normalizer=None,
+                    )
+                    layer.build(inputs.shape)
+                    methods[padding] = self.backend.gradient_step(layer)
+                rows = self._compare(
+                    "padding",
+                    f"{critic}, {name}",
+                    methods,
+                    ops.convert_to_tensor(inputs, "float32"),
+                    image,
+                    shape=shape,
+                    compiled=True,
+                )
+                for row in rows:
+                    key = critic, row["method"]
+                    totals[key] = totals.get(key, 0.0) + row["milliseconds"]
+        for critic in self.layers:
+            zero = totals[critic, "same"]
+            for padding in ("same", "circular"):
+                total = totals[critic, padding]
+                self._add(
+                    section="padding",
+                    case=f"{critic}, sum",
+                    method=padding,
+                    milliseconds=total,
+                    ratio=total / zero,
+                )
+
+    def update(self):
+        """A whole update of the CNN critic, by what normalizes it."""
+        if self.backend.name == "torch":
+            print("update: left out, keras_san.GAN does not run on torch")
+            return
+        import keras
+
+        import keras_san
+        from keras_san.networks import sngan
+
+        batch = 2 if self.quick else 64
+        width = 0.125 if self.quick else 1.0
+
+        class CriticOnly(keras_san.GAN):
+            """One update of the critic a step, and none of the generator."""
+
+            def _generator_step(self, batch_size):
+                return keras.ops.zeros(())
+
+        def gan(critic, **kwargs):
+            generator = keras.Sequential(
+                [
+                    keras.Input((4,)),
+                    keras.layers.Dense(32 * 32 * 3, activation="tanh"),
+                    keras.layers.Reshape((32, 32, 3)),
+                ]
+            )
+            gan = CriticOnly(generator, critic, latent_dim=4, **kwargs)
+            gan.compile(jit_compile=self.backend.jit)
+            return gan
+
+        def critic(normalizer, padding):
+            return sngan.critic(
+                32, width=width, normalizer=normalizer, padding=padding
+            )
+
+        def with_keras_norm():
+            # The same critic, of Keras' own layers.
+            plain = critic(None, "same")
+            model = keras.Sequential([keras.Input((32, 32, 3))])
+            for layer in plain.layers:
+                config = layer.get_config()
+                for name in ("normalizer", "circular"):
+                    config.pop(name, None)
+                if isinstance(layer, keras.layers.Conv2D):
+                    layer = keras.layers.Conv2D.from_config(
+                        {**config, "padding": "same"}
+                    )
+                elif isinstance(layer, keras.layers.Dense):
+                    layer = keras.layers.Dense.from_config(config)
+                else:
+                    model.add(layer.__class__.from_config(config))
+                    continue
+                model.add(keras.layers.SpectralNormalization(layer))
+            return model
+
+        gans = {
+            "none, zero padding": gan(critic(None, "same")),
+            "none, circular": gan(critic(None, "circular")),
+            "SAN, circular": gan(critic("san", "circular")),
+            "SN, circular": gan(critic("sn", "circular")),
+            "Keras' SpectralNormalization": gan(with_keras_norm()),
+            "WGAN-GP, zero padding": gan(
+                critic(None, "same"),
+                loss="wasserstein",
+                penalty=keras_san.losses.GradientPenalty(),
+            ),
+        }
+        real = self.rng.uniform(-1, 1, (batch, 32, 32, 3)).astype("float32")
+        self._compare(
+            "update",
+            f"CNN 32, batch {batch}",
+            {n: g.train_on_batch for n, g in gans.items()},
+            real,
+            (32, 32),
+            shape=(),
+            compiled=True,
+        )
+
+    def _he_normal(self, shape):
+        scale = math.sqrt(2.0 / math.prod(shape[:-1]))
+        return (scale * self.rng.normal(size=shape)).astype("float32")
+
+    def _compare(
+        self, section, case, methods, data, image, shape=None, compiled=False
+    ):
+        """Times the methods in turn; the first is what others relate to."""
+        calls, in_graph = {}, {}
+        for name, function in methods.items():
+            slow = "fft" in name
+            if compiled:
+                calls[name] = function, (data,)
+            else:
+                shape = tuple(data.shape)
+                tensor = self.backend.tensor(data)
+                calls[name] = self.backend.compile(function), (tensor,)
+                if not slow and section != "kernels":
+                    copies = [self.backend.tensor(data)] * IN_GRAPH
+                    in_graph[name] = self._on_each(function), copies
+        fast = {n: c for n, c in calls.items() if "fft" not in n}
+        slow = {n: c for n, c in calls.items() if "fft" in n}
+        times = self._medians(fast, self.rounds)
+        times.update(self._medians(slow, min(self.rounds, 3)))
+        graph_times = self._medians(in_graph, self.rounds)
+        first = next(iter(methods))
+        rows = []
+        for name, (function, arguments) in calls.items():
+            value = None
+            if not compiled:
+                value = float(self.backend.numpy(function(*arguments)))
+            graph_ratio = None
+            if name in graph_times:
+                graph_ratio = graph_times[name] / graph_times[first]
+            rows.append(
+                self._add(
+                    section=section,
+                    case=case,
+                    kernel="x".join(map(str, shape)),
+                    image="x".join(map(str, image)),
+                    method=name,
+                    milliseconds=times[name],
+                    ratio=times[name] / times[first],
+                    ratio_in_graph=graph_ratio,
+                    extra_mib=self.backend.extra_memory(function, arguments),
+                    value=value,
+                )
+            )
+        return rows
+
+    def _on_each(self, function):
+        return self.backend.compile(lambda *x: [function(each) for each in x])
+
+    def _medians(self, calls, rounds):
+        times = {name: [] for name in calls}
+        for number in range(-2, rounds):
+            for name, (function, arguments) in calls.items():
+                start = time.perf_counter()
+                self.backend.wait(function(*arguments))
+                if number >= 0:
+                    times[name].append(time.perf_counter() - start)
+        return {n: 1e3 * sorted(t)[len(t) // 2] for n, t in times.items()}
+
+    def _add(self, **row):
+        row = {name: row.get(name) for name in COLUMNS}
+        if not self.rows or self.rows[-1]["section"] != row["section"]:
+            print(f"\n{row['section']} ({self.device})\n{header()}", flush=True)
+        print(line(row), flush=True)
+        self.rows.append(row)
+        return row
+
+    def write(self, folder):
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, "benchmark")
+        with open(f"{path}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        with open(f"{path}.md", "w") as file:
+            for section in dict.fromkeys(row["section"] for row in self.rows):
+                file.write(f"## {section}\n\n{self.device}\n\n{header()}\n")
+                for row in self.rows:
+                    if row["section"] == section:
+                        file.write(line(row) + "\n")
+                file.write("\n")
+        draw(self.rows, f"{path}.png", self.device)
+        print(f"\nwrote {path}.csv, .md and .png")
+
+
+def critic_layers():
+    """All convolutions: `{critic: [(name, kernel shape, image, stride)]}`."""
+    from keras_san.networks import biggan, sngan
+
+    found = {}
+    for name, model in {
+        "CNN 32": sngan.critic(32, normalizer=None),
+        "CNN 48": sngan.critic(48, normalizer=None),
+        "ResNet 32": sngan.resnet_critic(32, normalizer=None),
+        "ResNet 48": sngan.resnet_critic(48, normalizer=None),
+        "BigGAN 32": biggan.critic(32, normalizer=None),
+    }.items():
+        found[name] = [
+            (
+                layer.name,
+                tuple(layer.kernel.shape),
+                tuple(layer.input.shape[1:3]),
+                layer.strides[0],
+            )
+            for layer in model._flatten_layers(include_self=False)
+            if len(getattr(getattr(layer, "kernel", None), "shape", ())) == 4
+        ]
+    # The super-resolution critic and SPADE's, from the papers' codes.
+    layers, channels, size = [], 3, 128
+    for number, filters in enumerate((64, 128, 256, 512, 512), start=1):
+        shapes = (3, 3, channels, filters), (4, 4, filters, filters)
+        for stride, shape in enumerate(shapes, start=1):
+            name = f"conv_{number}_{stride}"
+            layers.append((name, shape, (size, size), stride))
+        channels, size = filters, size // 2
+    found["SR 128"] = layers
+    for height, width in ((256, 512), (128, 256)):
+        layers, channels, image = [], 39, (height, width)
+        strides = {64: 2, 128: 2, 256: 2, 512: 1, 1: 1}
+        for number, (filters, stride) in enumerate(strides.items(), start=1):
+            shape = (4, 4, channels, filters)
+            layers.append((f"conv_{number}", shape, image, stride))
+            channels, image = filters, tuple(n // stride for n in image)
+        found[f"SPADE {height}x{width}"] = layers
+    return found
+
+
+def hard_kernels(shape, rng):
+    """Kernels of that shape whose bounds decide more or less."""
+    import numpy as np
+
+    k, _, fan_in, out = shape
+    spread = math.sqrt(6.0 / (k * k * (fan_in + out)))
+    one_hot = np.zeros((k * k, fan_in * out))
+    one_hot[rng.integers(k * k, size=fan_in * out), range(fan_in * out)] = 1.0
+    # Quadratic phases have flat spectra, which the sum of moduli exceeds.
+    t = (np.arange(k) + rng.integers(k, size=(2, fan_in, out, 1))) % k
+    y, x = np.cos(np.pi * t**2 / k + 1e-3 * rng.uniform(size=t.shape))
+    kernels = {
+        "He normal": math.sqrt(2.0 / (k * k * fan_in)) * rng.normal(size=shape),
+        "Glorot uniform": rng.uniform(-spread, spread, shape),
+        "Student t (3 degrees)": rng.standard_t(3, shape),
+        "one-hot": one_hot.reshape(shape),
+        "all filters equal": np.broadcast_to(
+            rng.normal(size=(k, k, 1, 1)), shape
+        ),
+        "chirps": np.einsum("ijy,ijx->yxij", y, x),
+        "signs": rng.choice([-1.0, 1.0], shape),
+    }
+    return {name: kernel.astype("float32") for name, kernel in kernels.items()}
+
+
+def ours(image):
+    """The exact norm, as the package has it."""
+    from keras_san.norms import sparsity_aware_norm
+
+    return lambda kernel: sparsity_aware_norm(kernel, image)
+
+
+def scan(shape, image):
+    """What the exact norm falls back on: all filters at all frequencies."""
+    from keras import ops
+
+    from keras_san import spectra
+
+    taps = spectra.indices(shape[:2]).astype("int32")
+
+    def norm(kernel):
+        filters = ops.reshape(kernel, (len(taps), -1))
+        return spectra._scan(filters, taps, image)
+
+    return norm
+
+
+def power_iteration(shape):
+    """One step of Miyato et al., Algorithm 1: two products with the kernel."""
+    from keras import ops
+
+    def norm(kernel):
+        matrix = ops.reshape(kernel, (-1, shape[-1]))
+        v = _unit(ops.matmul(_start(shape), ops.transpose(matrix)))
+        return _length(ops.matmul(v, matrix))
+
+    return norm
+
+
+def keras_power_iteration(shape):
+    """What `keras.layers.SpectralNormalization` does: three products."""
+    from keras import ops
+
+    def norm(kernel):
+        matrix = ops.reshape(kernel, (-1, shape[-1]))
+        v = _unit(ops.matmul(_start(shape), ops.transpose(matrix)))
+        u = _unit(ops.matmul(v, matrix))
+        product = ops.matmul(ops.matmul(v, matrix), ops.transpose(u))
+        return ops.reshape(product, ())
+
+    return norm
+
+
+def _start(shape):
+    import numpy as np
+
+    return np.full((1, shape[-1]), shape[-1] ** -0.5, "float32")
+
+
+def _length(x):
+    from keras import ops
+
+    return ops.sqrt(ops.sum(ops.square(x)))
+
+
+def _unit(x):
+    from keras import ops
+
+    return x / ops.maximum(_length(x), 1e-12)
+
+
+def header():
+    """The first two lines of a table."""
+    names = " | ".join(name.replace("_", " ") for name in list(COLUMNS)[1:])
+    return f"| {names} |\n|{'---|' * (len(COLUMNS) - 1)}"
+
+
+def line(row):
+    """The line of a table that shows a row."""
+    formats = {
+        "milliseconds": ".3f",
+        "ratio": ".2f",
+        "ratio_in_graph": ".2f",
+        "extra_mib": ".1f",
+        "value": ".7g",
+    }
+    cells = []
+    for name in list(COLUMNS)[1:]:
+        value = row[name]
+        if value is None:
+            cells.append("")
+        else:
+            cells.append(format(value, formats.get(name, "")))
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(rows, path, title):
+    """The ratios of all cases, one panel for each section."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sections = list(dict.fromkeys(row["section"] for row in rows))
+    cases = {
+        s: list(dict.fromkeys(r["case"] for r in rows if r["section"] == s))
+        for s in sections
+    }
+    heights = [
+        2 + max(len(cases[s]), sum(r["section"] == s for r in rows) / 3)
+        for s in sections
+    ]
+    figure = Figure(figsize=(9, 0.22 * sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(
+        len(sections), squeeze=False, height_ratios=heights
+    )
+    for axes, section in zip(panels[:, 0], sections):
+        chosen = [row for row in rows if row["section"] == section]
+        labels = cases[section]
+        for method in dict.fromkeys(row["method"] for row in chosen):
+            points = [row for row in chosen if row["method"] == method]
+            axes.plot(
+                [row["ratio"] for row in points],
+                [-labels.index(row["case"]) for row in points],
+                "o",
+                markersize=4,
+                label=method,
+            )
+        axes.set_yticks(range(0, -len(labels), -1), labels, fontsize=6)
+        axes.set_title(section, fontsize=9)
+        axes.set_xlabel("time, as a ratio", fontsize=7)
+        if section in ("norm", "kernels"):
+            axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=6)
+    figure.suptitle(title, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
