@@ -1,5 +1,6 @@
 """Circular padding, under which Lemma 1 is exact."""
 
+import functools
 import math
 
 import keras
@@ -54,8 +55,6 @@ def circular_pad(inputs, amounts, data_format=None):
     first = 1 if data_format == "channels_last" else 2
     shape = tuple(inputs.shape)
     for axis, (before, after) in enumerate(amounts, start=first):
-        if before == after == 0:
-            continue
         # Slices would silently come back short if the image were smaller.
         extent = ops.shape(inputs)[axis]
         if extent is not None:
@@ -66,17 +65,62 @@ def circular_pad(inputs, amounts, data_format=None):
                 f'or padding="same". Received: padding={(before, after)} on '
                 f"axis {axis} of inputs of shape {shape}",
             )
-
-        def take(part, axis=axis):
-            return inputs[(slice(None),) * axis + (part,)]
-
-        pieces = [inputs]
-        if before:
-            pieces.insert(0, take(slice(-before, None)))
-        if after:
-            pieces.append(take(slice(0, after)))
-        inputs = ops.concatenate(pieces, axis=axis)
+        known = isinstance(shape[axis], int)
+        if known and before + after <= shape[axis]:
+            inputs = _wrap(inputs, axis, before, after)
+        else:
+            inputs = _concatenated(inputs, axis, before, after)
     return inputs
+
+
+def _wrap(inputs, axis, before, after):
+    """Pads one axis, with a gradient that copies no more than it has to.
+
+    TensorFlow's own gradient of a slice is as large as the image, mostly
+    zeros. The other backends compile it away.
+    """
+    if before == after == 0 or keras.backend.backend() != "tensorflow":
+        return _concatenated(inputs, axis, before, after)
+
+    @ops.custom_gradient
+    def wrap(x):
+        padded = _concatenated(x, axis, before, after)
+        return padded, lambda upstream: _fold(upstream, axis, before, after)
+
+    return wrap(inputs)
+
+
+def _fold(padded, axis, before, after):
+    """The transpose of `_wrap`: adds what was repeated to where it is from."""
+
+    @ops.custom_gradient
+    def fold(x):
+        extent = x.shape[axis] - before - after
+        take = functools.partial(_take, x, axis)
+        pieces = [take(before + after, extent)]
+        if after:
+            repeated = take(before + extent, before + extent + after)
+            pieces.insert(0, take(before, before + after) + repeated)
+        if before:
+            repeated = take(0, before)
+            pieces.append(take(extent, extent + before) + repeated)
+        folded = ops.concatenate(pieces, axis=axis)
+        return folded, lambda upstream: _wrap(upstream, axis, before, after)
+
+    return fold(padded)
+
+
+def _concatenated(x, axis, before, after):
+    pieces = [x]
+    if before:
+        pieces.insert(0, _take(x, axis, -before, None))
+    if after:
+        pieces.append(_take(x, axis, 0, after))
+    return pieces[0] if len(pieces) == 1 else ops.concatenate(pieces, axis=axis)
+
+
+def _take(x, axis, start, stop):
+    return x[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def _amounts_and_offsets(layer):
@@ -109,10 +153,14 @@ def _amounts_and_offsets(layer):
 def call_circular(layer, call, inputs):
     """Runs `call(inputs)` as if images continued periodically."""
     amounts, offsets = _amounts_and_offsets(layer)
-    outputs = call(circular_pad(inputs, amounts, layer.data_format))
-    if offsets is None:
-        return outputs
     first = 1 if layer.data_format == "channels_last" else 2
+    if offsets is None:
+        read = [
+            _read(layer, axis, pair, inputs.shape[first + axis])
+            for axis, pair in enumerate(amounts)
+        ]
+        return call(circular_pad(inputs, read, layer.data_format))
+    outputs = call(circular_pad(inputs, amounts, layer.data_format))
     index = [slice(None)] * len(outputs.shape)
     for axis, (offset, pair) in enumerate(zip(offsets, amounts)):
         stride, k = layer.strides[axis], layer.kernel_size[axis]
@@ -122,6 +170,17 @@ def call_circular(layer, call, inputs):
         after = (sum(pair) - 1) * stride + reach - offset
         index[first + axis] = slice(offset, -after if after else None)
     return outputs[tuple(index)]
+
+
+def _read(layer, axis, pair, extent):
+    """Of the padding of one axis what the strided layer reads at all."""
+    before, after = pair
+    if not isinstance(extent, int):
+        return pair
+    stride = layer.strides[axis]
+    reach = (layer.kernel_size[axis] - 1) * layer.dilation_rate[axis] + 1
+    end = (math.ceil(extent / stride) - 1) * stride + reach
+    return before, min(after, max(0, end - before - extent))
 
 
 def padded_shape(layer, input_shape):

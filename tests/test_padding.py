@@ -1,5 +1,7 @@
 """`keras_san.padding` against `numpy.pad(mode="wrap")`."""
 
+import math
+
 import helpers
 import hypothesis
 import keras
@@ -9,7 +11,7 @@ from helpers import BACKEND
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_san.padding import circular_amounts, circular_pad
+from keras_san.padding import call_circular, circular_amounts, circular_pad
 
 pytestmark = helpers.ignore_torch_copies
 
@@ -269,3 +271,98 @@ def test_circular_pad_carries_gradients():
     np.testing.assert_allclose(
         gradient.ravel(), [2 + 6, 3 + 7, 4 + 8, 1 + 5], rtol=1e-6
     )
+
+
+@only_on_tensorflow
+@property_test
+@hypothesis.given(
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=2
+    ),
+    st.sampled_from(["channels_last", "channels_first"]),
+)
+def test_gradients_of_the_first_and_second_order(spatial, amounts, data_format):
+    hypothesis.assume(all(max(a) <= n for a, n in zip(amounts, spatial)))
+    import tensorflow as tf
+
+    x = tf.constant(images(spatial, data_format))
+    weights = wrapped(images(spatial, data_format), amounts, data_format)
+    weights = np.random.default_rng(1).normal(size=weights.shape)
+    # The padding is linear, so its matrix says what its gradients are.
+    basis = np.eye(math.prod(x.shape), dtype="float32")
+    matrix = np.stack(
+        [
+            wrapped(row.reshape(x.shape), amounts, data_format).ravel()
+            for row in basis
+        ],
+        axis=1,
+    )
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            padded = circular_pad(x, amounts, data_format)
+            value = tf.reduce_sum(padded**3 * weights)
+        gradient = inner.gradient(value, x)
+        squares = tf.reduce_sum(gradient**2)
+    second = outer.gradient(squares, x).numpy().ravel()
+    p = matrix @ x.numpy().ravel()
+    w = weights.ravel()
+    expected = matrix.T @ (3 * p**2 * w)
+    np.testing.assert_allclose(
+        gradient.numpy().ravel(), expected, rtol=1e-4, atol=1e-4
+    )
+    # d(g . g) / dx = 2 P^T diag(6 p w) P g.
+    expected = 2 * matrix.T @ (6 * p * w * (matrix @ expected))
+    np.testing.assert_allclose(second, expected, rtol=1e-3, atol=2e-2)
+
+
+@only_on_tensorflow
+def test_the_gradient_of_a_padding_is_a_slice_and_a_few_sums():
+    # Without one of its own, TensorFlow fills images with zeros to add up.
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            padded = circular_pad(x, ((1, 1), (1, 2)), "channels_last")
+            value = tf.reduce_sum(padded * padded)
+        return tape.gradient(value, x)
+
+    graph = gradient.get_concrete_function(tf.TensorSpec((2, 8, 8, 3))).graph
+    kinds = [op.type for op in graph.get_operations()]
+    assert "StridedSliceGrad" not in kinds
+    assert kinds.count("ConcatV2") == 4
+
+
+@pytest.mark.parametrize("extent", [4, 5, 6, 7])
+@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+def test_strided_layers_read_no_more_than_they_need(extent, stride):
+    for kernel_size in range(1, 5):
+        layer = keras.layers.Conv1D(
+            2, kernel_size, strides=stride, use_bias=False
+        )
+        layer.build((None, extent, 1))
+        x = np.random.default_rng(0).normal(size=(1, extent, 1))
+        x = x.astype("float32")
+        read = []
+
+        def call(padded):
+            read.append(padded.shape[1])
+            return layer(padded)
+
+        outputs = ops.convert_to_numpy(call_circular(layer, call, x))
+        before = (kernel_size - 1) // 2
+        expected = [
+            sum(
+                x[0, (i * stride + t - before) % extent, 0]
+                * np.asarray(ops.convert_to_numpy(layer.kernel))[t, 0]
+                for t in range(kernel_size)
+            )
+            for i in range(-(-extent // stride))
+        ]
+        np.testing.assert_allclose(outputs[0], expected, rtol=1e-4, atol=1e-5)
+        last = (len(expected) - 1) * stride + kernel_size
+        assert read == [max(last, extent + before)]

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, sparsity_aware
 
-from tools import judge, table1
+from keras_san.networks import sngan
+from tools import benchmark, judge, table1
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -127,3 +129,70 @@ def test_table1_flags_of_a_row(tmp_path):
     assert project["settings"].width == 0.5
     assert bssn["settings"].scale == 1.6
     assert bssn["row"] == "bssn,scale=1.6"
+
+
+def test_benchmark_quick(tmp_path):
+    command = [sys.executable, os.path.join("tools", "benchmark.py"), "--quick"]
+    command += ["--output", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    with open(tmp_path / "benchmark.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["section"] for row in rows} == set(benchmark.SECTIONS)
+    assert all(float(row["milliseconds"]) > 0.0 for row in rows)
+    # The first method of a case is what the others relate to.
+    first = {}
+    for row in rows:
+        case = row["section"], row["case"], row["kernel"], row["image"]
+        start = first.setdefault(case, float(row["milliseconds"]))
+        ratio = float(row["milliseconds"]) / start
+        assert float(row["ratio"]) == pytest.approx(ratio)
+    # What is timed is the same number, whatever the way to it.
+    norms = [row for row in rows if row["section"] == "norm"]
+    values = {(row["case"], row["method"]): row["value"] for row in norms}
+    assert {method for _, method in values} >= {"power iteration", "rfft2"}
+    for case in {case for case, _ in values}:
+        exact, *others = (
+            float(values[case, method]) for method in ("fft2", "rfft2", "ours")
+        )
+        assert others == pytest.approx([exact, exact], rel=1e-5)
+    updates = [row["method"] for row in rows if row["section"] == "update"]
+    assert "Keras' SpectralNormalization" in updates
+    assert "WGAN-GP, zero padding" in updates
+    assert (tmp_path / "benchmark.png").stat().st_size > 1000
+    for row in rows:
+        assert f"| {row['method']} |" in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.fixture
+def own_environment(monkeypatch):
+    """The benchmark chooses backend and devices by these."""
+    for name in ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+def test_benchmark_of_a_trained_critic(tmp_path, own_environment):
+    critic = sngan.critic(8, width=0.125)
+    critic.save(tmp_path / "critic.keras")
+    arguments = ["--sections", "norm", "--quick", "--output", str(tmp_path)]
+    arguments += ["--critic", str(tmp_path / "critic.keras")]
+    rows = benchmark.main(arguments)
+    found = {
+        row["case"]: row["value"] for row in rows if row["method"] == "ours"
+    }
+    assert len(found) == 7
+    kernel = np.array(critic.get_layer("conv_1").kernel)
+    expected = sparsity_aware(kernel, (8, 8), (1, 1))
+    assert found["trained, conv_1"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--device", "gpu"], "finds no GPU"),
+        (["--backend", "jax"], "already runs on tensorflow"),
+    ],
+)
+def test_benchmark_where_it_cannot_run(arguments, message, own_environment):
+    with pytest.raises(ValueError, match=message):
+        benchmark.main([*arguments, "--quick"])

@@ -66,6 +66,12 @@ def main(argv=None):
         metavar="SECTION",
         help=f"of {', '.join(SECTIONS)}",
     )
+    add(
+        "--critic",
+        metavar="FILE",
+        help="a saved GAN or critic, whose kernels and layers to measure "
+        "instead of random ones of all critics",
+    )
     add("--rounds", type=int, default=31, help="of which the median is taken")
     add("--seed", type=int, default=0)
     add("--quick", action="store_true", help="few and small: does it run?")
@@ -100,8 +106,21 @@ class Benchmark:
         self.rng = np.random.default_rng(args.seed)
         self.rows = []
         keras.utils.set_random_seed(args.seed)
-        self.layers = critic_layers()
-        if args.quick:
+        self.trained = {}
+        if args.critic:
+            import keras_san  # noqa: F401, which registers its classes
+
+            model = keras.saving.load_model(args.critic)
+            model = getattr(model, "critic", model)
+            self.layers = {"trained": convolutions(model)}
+            self.trained = {
+                layer.name: np.array(layer.kernel)
+                for layer in model._flatten_layers(include_self=False)
+                if hasattr(layer, "kernel")
+            }
+        else:
+            self.layers = critic_layers()
+        if args.quick and not args.critic:
             self.layers = {
                 "CNN 32": self.layers["CNN 32"][:3],
                 "SPADE 128x256": self.layers["SPADE 128x256"][-1:],
@@ -115,13 +134,17 @@ class Benchmark:
                 if (shape, image) in seen:
                     continue
                 seen.add((shape, image))
-                kernel = self._he_normal(shape)
+                kernel = self.trained.get(name)
+                if kernel is None:
+                    kernel = self._he_normal(shape)
                 methods = {
                     "power iteration": power_iteration(shape),
                     "Keras' power iteration": keras_power_iteration(shape),
                     "ours": ours(image),
+                    "ours, ratio=0.25": ours(image, ratio=0.25, seed=0),
                 }
-                if math.prod(shape[2:]) * math.prod(image) <= FFT_LIMIT:
+                numbers = math.prod(shape[2:]) * math.prod(image)
+                if numbers <= FFT_LIMIT and shape[0] <= min(image):
                     methods.update(self.backend.transforms(image))
                 self._compare(
                     "norm", f"{critic}, {name}", methods, kernel, image
@@ -374,16 +397,7 @@ def critic_layers():
         "ResNet 48": sngan.resnet_critic(48, normalizer=None),
         "BigGAN 32": biggan.critic(32, normalizer=None),
     }.items():
-        found[name] = [
-            (
-                layer.name,
-                tuple(layer.kernel.shape),
-                tuple(layer.input.shape[1:3]),
-                layer.strides[0],
-            )
-            for layer in model._flatten_layers(include_self=False)
-            if len(getattr(getattr(layer, "kernel", None), "shape", ())) == 4
-        ]
+        found[name] = convolutions(model)
     # The super-resolution critic and SPADE's, from the papers' codes.
     layers, channels, size = [], 3, 128
     for number, filters in enumerate((64, 128, 256, 512, 512), start=1):
@@ -402,6 +416,20 @@ def critic_layers():
             channels, image = filters, tuple(n // stride for n in image)
         found[f"SPADE {height}x{width}"] = layers
     return found
+
+
+def convolutions(model):
+    """`[(name, kernel shape, image, stride)]` of a model's convolutions."""
+    return [
+        (
+            layer.name,
+            tuple(layer.kernel.shape),
+            tuple(layer.input.shape[1:3]),
+            layer.strides[0],
+        )
+        for layer in model._flatten_layers(include_self=False)
+        if len(getattr(getattr(layer, "kernel", None), "shape", ())) == 4
+    ]
 
 
 def hard_kernels(shape, rng):
@@ -429,11 +457,11 @@ def hard_kernels(shape, rng):
     return {name: kernel.astype("float32") for name, kernel in kernels.items()}
 
 
-def ours(image):
-    """The exact norm, as the package has it."""
+def ours(image, **kwargs):
+    """The norm as the package has it, exact unless `kwargs` say otherwise."""
     from keras_san.norms import sparsity_aware_norm
 
-    return lambda kernel: sparsity_aware_norm(kernel, image)
+    return lambda kernel: sparsity_aware_norm(kernel, image, **kwargs)
 
 
 def scan(shape, image):
