@@ -168,7 +168,7 @@ def test_benchmark_quick(tmp_path):
 def own_environment(monkeypatch):
     """The benchmark chooses backend and devices by these."""
     for name in ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+        monkeypatch.setenv(name, os.environ.get(name, BACKEND))
 
 
 def test_benchmark_of_a_trained_critic(tmp_path, own_environment):
