@@ -59,12 +59,18 @@ _TABLES = 2**19
 
 # How much is looked at before the search is given up: groups of filters by
 # bound (a), filters by bound (b), cells of the coarse grid by bound (d). The
-# first is enough for trained kernels, the second for random ones of 4x4 taps,
+# first is enough for trained kernels, the others for random ones of 4x4 taps,
 # of which bound (a) tells less.
-_EFFORTS = ((256, 16, 64), (2048, 64, 1024))
+_EFFORTS = ((256, 16, 64), (2048, 64, 1024), (16384, 64, 1024))
+
+# An effort is spared if a scan would do no more than so many times its work.
+_WORTH = 4
 
 # What rounding may add to a bound, relative to P.
 _SLACK = 2e-6
+
+# What rounding of P may add to the angle of bound (d): sqrt(2 * _SLACK).
+_ANGLE_SLACK = 2e-3
 
 # Below this, squares lose precision.
 _SMALLEST_POWER = 1e-20
@@ -93,6 +99,13 @@ def largest_modulus(filters, taps, grid):
     if tables is None:
         return _scan(filters, taps, grid)
 
+    efforts = [
+        effort
+        for effort in _EFFORTS
+        if _WORTH * _work(filters.shape, tables, effort)
+        < 2 * math.prod(filters.shape) * _num_frequencies(grid)
+    ]
+
     def search(efforts):
         if not efforts:
             return _scan(filters, taps, grid)
@@ -101,7 +114,7 @@ def largest_modulus(filters, taps, grid):
             certified, lambda: ops.sqrt(power), lambda: search(efforts[1:])
         )
 
-    return search(_EFFORTS)
+    return search(efforts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +171,7 @@ def _tables(taps, shape, grid):
         grid_factor=(
             float(1.0 / np.prod(np.cos(half) ** 2)) if reachable else np.inf
         ),
-        climb=float(np.sum(rate * before)),
+        climb=float(np.sum(rate * before)) + _ANGLE_SLACK,
     )
 
 
@@ -212,8 +225,7 @@ def _promising_filters(filters, num_groups):
         sum of all moduli.
     """
     taps, n = filters.shape
-    # As large as balances sorting groups with looking at their filters.
-    group = math.gcd(n, 2 ** max(0, round(math.log2(math.sqrt(n) / 64))))
+    group = _group(n)
     if n // group <= num_groups:
         return filters, 0.0, ops.sum(ops.abs(filters))
     # A product with ones: TensorFlow's sum along the first axis is slower.
@@ -225,6 +237,18 @@ def _promising_filters(filters, num_groups):
     filters = ops.reshape(filters, (taps, n // group, group))
     filters = ops.reshape(ops.take(filters, index, axis=1), (taps, -1))
     return filters, ops.square(bounds[-1]), total
+
+
+def _group(n):
+    """Filters a group: as many as balances sorting groups with looking."""
+    return math.gcd(n, 2 ** max(0, round(math.log2(math.sqrt(n) / 64))))
+
+
+def _work(shape, tables, effort):
+    """Multiplications by which an effort finds the terms of (1)."""
+    _, n = shape
+    looked_at = min(n, effort[0] * _group(n))
+    return looked_at * (tables.transform.size + tables.to_rho.size)
 
 
 def _refine(power, rho, bounds, best, tables, num_cells):
@@ -244,8 +268,9 @@ def _refine(power, rho, bounds, best, tables, num_cells):
     supremum = ops.minimum(bounds, ops.max(power, axis=0) * tables.grid_factor)
     # Bound (d) exceeds `best` where P at the centre is above `needed`.
     angle = ops.arccos(ops.clip(2.0 * best / supremum - 1.0, -1.0, 1.0))
-    angle = ops.minimum(angle + tables.climb, math.pi)
+    angle = angle + tables.climb
     needed = supremum * (1.0 + ops.cos(angle)) / 2.0
+    needed = ops.where(angle < math.pi, needed, -supremum)
     needed = ops.where(supremum <= best * (1.0 + _SLACK), float("inf"), needed)
     excess = ops.reshape(power - needed, (-1,))
     num_cells = min(num_cells, excess.shape[0])

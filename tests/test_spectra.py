@@ -123,6 +123,7 @@ def problems(draw):
     )
     values = {
         "_SMALL": 0,
+        "_WORTH": 0,
         "_COARSE": {rank: draw(st.sampled_from([2, 3, 5, 8, 16, 64]))},
         "_EFFORTS": tuple(
             tuple(draw(st.integers(1, 40)) for _ in range(3))
