@@ -200,7 +200,7 @@ def _search(filters, tables, num_groups, num_filters, num_cells):
         if filters.shape[1] > num_filters:
             bounds, index = ops.top_k(bounds, num_filters)
             rho = ops.take(rho, index, axis=1)
-            rest = ops.maximum(rest, bounds[-1])
+            rest = ops.maximum(rest, ops.min(bounds))
         power = ops.matmul(tables.cosine, rho)
         best = ops.max(power)
         certified = True
@@ -236,7 +236,8 @@ def _promising_filters(filters, num_groups):
     bounds, index = ops.top_k(bounds, num_groups)
     filters = ops.reshape(filters, (taps, n // group, group))
     filters = ops.reshape(ops.take(filters, index, axis=1), (taps, -1))
-    return filters, ops.square(bounds[-1]), total
+    # The least, not the last: with an entry of its result XLA sorts it all.
+    return filters, ops.square(ops.min(bounds)), total
 
 
 def _group(n):
@@ -287,7 +288,7 @@ def _refine(power, rho, bounds, best, tables, num_cells):
     all_cells = num_cells == power.shape[0] * columns
     return (
         ops.maximum(best, ops.max(found)),
-        True if all_cells else excess[-1] <= 0.0,
+        True if all_cells else ops.min(excess) <= 0.0,
     )
 
 

@@ -265,6 +265,22 @@ def test_rho_are_the_terms_of_the_power_spectrum():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_tables_hold_the_bounds_of_the_image():
+    # 3 and 4 taps on 96 and 64 pixels: 32 cells of 3 and of 2 pixels an axis.
+    taps = spectra.indices((3, 4)).astype("int32")
+    tables = spectra._tables(taps.tobytes(), taps.shape, (96, 64))
+    assert tables.within.shape == (2 * 18, 3 * 2)
+    # The half along the last axis reaches from 0 to 32, in steps of 2.
+    assert tables.cosine.shape == (32 * 17, 18)
+    half = np.pi * 3 / 96, np.pi * 2 / 64
+    factor = (np.cos(half[0]) * np.cos(1.5 * half[1])) ** -2
+    assert tables.grid_factor == pytest.approx(factor)
+    # One pixel at most from the centre of a cell, along either axis.
+    climb = 2 * np.pi * (2 / 96 + 3 / 64)
+    assert tables.climb == pytest.approx(climb, abs=0.003)
+    assert tables.climb > climb
+
+
 # Real sizes: the certificate holds where it should, and is refused where not.
 
 SHAPES = [

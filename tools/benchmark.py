@@ -72,6 +72,7 @@ def main(argv=None):
         help="a saved GAN or critic, whose kernels and layers to measure "
         "instead of random ones of all critics",
     )
+    add("--match", default="", help="measure layers whose name contains this")
     add("--rounds", type=int, default=31, help="of which the median is taken")
     add("--seed", type=int, default=0)
     add("--quick", action="store_true", help="few and small: does it run?")
@@ -120,6 +121,12 @@ class Benchmark:
             }
         else:
             self.layers = critic_layers()
+        for critic, layers in list(self.layers.items()):
+            self.layers[critic] = [
+                layer
+                for layer in layers
+                if args.match in f"{critic}, {layer[0]}"
+            ]
         if args.quick and not args.critic:
             self.layers = {
                 "CNN 32": self.layers["CNN 32"][:3],
@@ -177,7 +184,7 @@ class Benchmark:
         from keras_san import SANConv2D
 
         totals = {}
-        batches = {"SR": 16, "SP": 4}
+        batches = {"SR": 16, "SP": 4, "Wi": 1}
         for critic, layers in self.layers.items():
             batch = 2 if self.quick else batches.get(critic[:2], 64)
             for name, shape, image, stride in layers:
@@ -205,7 +212,7 @@ class Benchmark:
                 for row in rows:
                     key = critic, row["method"]
                     totals[key] = totals.get(key, 0.0) + row["milliseconds"]
-        for critic in self.layers:
+        for critic in dict.fromkeys(critic for critic, _ in totals):
             zero = totals[critic, "same"]
             for padding in ("same", "circular"):
                 total = totals[critic, padding]
@@ -415,6 +422,8 @@ def critic_layers():
             layers.append((f"conv_{number}", shape, image, stride))
             channels, image = filters, tuple(n // stride for n in image)
         found[f"SPADE {height}x{width}"] = layers
+    # No critic of the papers: what their transforms take too long for.
+    found["Wide 32"] = [("512 channels", (3, 3, 512, 512), (32, 32), 1)]
     return found
 
 
