@@ -79,7 +79,11 @@ def _wrap(inputs, axis, before, after):
     TensorFlow's own gradient of a slice is as large as the image, mostly
     zeros. The other backends compile it away.
     """
-    if before == after == 0 or keras.backend.backend() != "tensorflow":
+    if (
+        before == after == 0
+        or keras.backend.backend() != "tensorflow"
+        or isinstance(inputs, keras.KerasTensor)
+    ):
         return _concatenated(inputs, axis, before, after)
 
     @ops.custom_gradient

@@ -172,6 +172,12 @@ def test_the_error_quotes_the_image():
     assert "(2, 8, 2, 3)" in str(error.value)
 
 
+def test_symbolic_images_of_known_size():
+    x = keras.KerasTensor((None, 5, 6, 3))
+    padded = circular_pad(x, ((1, 1), (1, 2)), "channels_last")
+    assert padded.shape == (None, 7, 9, 3)
+
+
 def test_symbolic_images_of_unknown_size():
     inputs = keras.Input((None, 6, 3))
     outputs = keras.layers.Lambda(
