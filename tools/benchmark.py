@@ -567,11 +567,8 @@ def draw(rows, path, title):
         s: list(dict.fromkeys(r["case"] for r in rows if r["section"] == s))
         for s in sections
     }
-    heights = [
-        2 + max(len(cases[s]), sum(r["section"] == s for r in rows) / 3)
-        for s in sections
-    ]
-    figure = Figure(figsize=(9, 0.22 * sum(heights)), layout="constrained")
+    heights = [4 + len(cases[section]) for section in sections]
+    figure = Figure(figsize=(9, 0.15 * sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(
         len(sections), squeeze=False, height_ratios=heights
