@@ -77,7 +77,7 @@ def _wrap(inputs, axis, before, after):
     """Pads one axis, with a gradient that copies no more than it has to.
 
     TensorFlow's own gradient of a slice is as large as the image, mostly
-    zeros. The other backends compile it away.
+    zeros. JAX compiles that away; PyTorch keeps its own gradient.
     """
     if (
         before == after == 0

@@ -37,13 +37,18 @@ def test_judge_needs_labels(tmp_path):
         judge.main(["--dataset", str(tmp_path)])
 
 
+def run_quickly(tool, folder):
+    """The finished process, and the rows of the CSV that it left."""
+    command = [sys.executable, os.path.join("tools", f"{tool}.py"), "--quick"]
+    command += ["--output", str(folder)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    with open(folder / f"{tool}.csv", newline="") as file:
+        return run, list(csv.DictReader(file))
+
+
 def test_table1_quick(tmp_path):
-    command = [sys.executable, os.path.join("tools", "table1.py"), "--quick"]
-    command += ["--output", str(tmp_path)]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr[-3000:]
-    with open(tmp_path / "table1.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    first, rows = run_quickly("table1", tmp_path)
     assert [row["normalizer"] for row in rows] == ["san", "sn"]
     for row in rows:
         assert row["state"] == "finished"
@@ -56,12 +61,12 @@ def test_table1_quick(tmp_path):
         assert f"| {row['measured FID']} |" in first.stdout
     assert (tmp_path / "table1.png").stat().st_size > 1000
     # A second time there is nothing left to train.
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    again = subprocess.run(first.args, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and "Epoch" not in again.stdout
     assert (tmp_path / "table1.md").read_text() in again.stdout
     # What was trained otherwise does not pass for it.
     other = subprocess.run(
-        [*command, "--", "--width", "0.25"],
+        [*first.args, "--", "--width", "0.25"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -132,12 +137,7 @@ def test_table1_flags_of_a_row(tmp_path):
 
 
 def test_benchmark_quick(tmp_path):
-    command = [sys.executable, os.path.join("tools", "benchmark.py"), "--quick"]
-    command += ["--output", str(tmp_path)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    with open(tmp_path / "benchmark.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    _, rows = run_quickly("benchmark", tmp_path)
     assert {row["section"] for row in rows} == set(benchmark.SECTIONS)
     assert all(float(row["milliseconds"]) > 0.0 for row in rows)
     # The first method of a case is what the others relate to.
@@ -191,6 +191,8 @@ def test_benchmark_of_a_trained_critic(tmp_path, own_environment):
     [
         (["--device", "gpu"], "finds no GPU"),
         (["--backend", "jax"], "already runs on tensorflow"),
+        (["--rounds", "0"], "rounds=0"),
+        (["--sections", "norm", "--match", "conv_9"], "match='conv_9'"),
     ],
 )
 def test_benchmark_where_it_cannot_run(arguments, message, own_environment):

@@ -44,7 +44,7 @@ def main(argv=None):
         A list of dicts, one for each measured method, with `COLUMNS`.
 
     Raises:
-        ValueError: if the device is not there.
+        ValueError: if the device is not there, or nothing is to be measured.
     """
     parser = argparse.ArgumentParser(
         prog="python tools/benchmark.py",
@@ -78,6 +78,10 @@ def main(argv=None):
     add("--quick", action="store_true", help="few and small: does it run?")
     add("--output", default="benchmark", help="folder to write to")
     args = parser.parse_args(argv)
+    if args.rounds < 1:
+        raise ValueError(
+            f"A median needs a round. Received: rounds={args.rounds}"
+        )
     os.environ["KERAS_BACKEND"] = args.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if args.device == "cpu":
@@ -87,6 +91,11 @@ def main(argv=None):
     bench = Benchmark(args)
     for section in args.sections:
         getattr(bench, section)()
+    if not bench.rows:
+        raise ValueError(
+            "Nothing was measured. Received: "
+            f"match={args.match!r}, sections={list(args.sections)}"
+        )
     bench.write(args.output)
     return bench.rows
 
@@ -103,7 +112,7 @@ class Benchmark:
         self.rounds = min(args.rounds, 3) if args.quick else args.rounds
         self.quick = args.quick
         self.backend = Backend(args.backend, args.device)
-        self.device = f"{self.backend.describe()}, {args.rounds} rounds"
+        self.device = f"{self.backend.describe()}, {self.rounds} rounds"
         self.rng = np.random.default_rng(args.seed)
         self.rows = []
         keras.utils.set_random_seed(args.seed)
@@ -266,8 +275,7 @@ class Benchmark:
             model = keras.Sequential([keras.Input((32, 32, 3))])
             for layer in plain.layers:
                 config = layer.get_config()
-                for name in ("normalizer", "circular"):
-                    config.pop(name, None)
+                config.pop("normalizer", None)
                 if isinstance(layer, keras.layers.Conv2D):
                     layer = keras.layers.Conv2D.from_config(
                         {**config, "padding": "same"}
@@ -313,14 +321,13 @@ class Benchmark:
         """Times the methods in turn; the first is what others relate to."""
         calls, in_graph = {}, {}
         for name, function in methods.items():
-            slow = "fft" in name
             if compiled:
                 calls[name] = function, (data,)
             else:
                 shape = tuple(data.shape)
                 tensor = self.backend.tensor(data)
                 calls[name] = self.backend.compile(function), (tensor,)
-                if not slow and section != "kernels":
+                if "fft" not in name and section != "kernels":
                     copies = [self.backend.tensor(data)] * IN_GRAPH
                     in_graph[name] = self._on_each(function), copies
         fast = {n: c for n, c in calls.items() if "fft" not in n}
