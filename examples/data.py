@@ -1,5 +1,6 @@
 """Images by name, in memory, and endless batches that can be resumed."""
 
+import contextlib
 import dataclasses
 import glob
 import os
@@ -231,7 +232,8 @@ def _digits():
     return zip(where, images, digits.target), 10
 
 
-def _folder(path):
+def files_below(path):
+    """The files below a folder, sorted, without hidden ones."""
     files = sorted(
         file
         for file in glob.glob("**/*", root_dir=path, recursive=True)
@@ -242,7 +244,12 @@ def _folder(path):
             "The folder holds no images. Pass one with images in it or in "
             f"its sub-folders. Received: {path!r}"
         )
-    images = (_decode(os.path.join(path, file)) for file in files)
+    return files
+
+
+def _folder(path):
+    files = files_below(path)
+    images = (decode(os.path.join(path, file)) for file in files)
     tops = [os.path.dirname(file).split(os.sep)[0] for file in files]
     if not all(tops):  # A file outside of the sub-folders has no class.
         return zip(files, images, tops), None
@@ -250,8 +257,8 @@ def _folder(path):
     return zip(files, images, map(classes.index, tops)), len(classes)
 
 
-def _tfds(name, split, data_dir, download):
-    import tensorflow as tf
+def open_builder(name, data_dir, download):
+    """The builder of a dataset of tensorflow-datasets, prepared."""
     import tensorflow_datasets as tfds
 
     try:
@@ -272,6 +279,14 @@ def _tfds(name, split, data_dir, download):
             "in which tensorflow-datasets prepared it, or `--download`. "
             f"Received: {name!r}, looked for in {str(builder.data_path)!r}"
         )
+    return builder
+
+
+def _tfds(name, split, data_dir, download):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    builder = open_builder(name, data_dir, download)
     features = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or image.dtype != np.uint8:
@@ -302,7 +317,7 @@ def _tfds(name, split, data_dir, download):
                 for j, array in enumerate(examples["image"]):
                     # PIL wants two dimensions where there is one channel.
                     array = array[..., 0] if array.shape[-1] == 1 else array
-                    image = _plain(Image.fromarray(array))
+                    image = plain(Image.fromarray(array))
                     yield f"image {i}", image, labelled and examples["label"][j]
                     i += 1
         except tf.errors.OpError as error:
@@ -344,10 +359,17 @@ def _damages(info, split):
     return damages
 
 
-def _decode(path):
+def decode(path):
+    """Reads an image file, upright, as a PIL image of mode "L" or "RGB"."""
+    with reading(path), Image.open(path) as image:
+        return plain(ImageOps.exif_transpose(image))
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Raises a `ValueError` that names the file, whatever PIL raises."""
     try:
-        with Image.open(path) as image:
-            return _plain(ImageOps.exif_transpose(image))
+        yield
     # A broken file makes PIL raise nearly anything, even SyntaxError.
     except Exception as error:
         raise ValueError(
@@ -356,7 +378,7 @@ def _decode(path):
         ) from error
 
 
-def _plain(image):
+def plain(image):
     """Brings a PIL image of any kind to mode "L" or "RGB"."""
     low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
     if image.mode == "F" or low < 0 or high > 65535:

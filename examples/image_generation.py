@@ -101,7 +101,7 @@ def parse(argv=None):
         description=__doc__.splitlines()[0],
         epilog="Where no default is given, it is that of the network, or of "
         "the normalizer's row in Table 1.",
-        formatter_class=_Help,
+        formatter_class=runs.Help,
     )
     add = parser.add_argument
     add(
@@ -216,16 +216,6 @@ def parse(argv=None):
             + [args.normalizer]
         )
     return args
-
-
-class _Help(argparse.HelpFormatter):
-    """Shows each default that there is."""
-
-    def _get_help_string(self, action):
-        text = action.help or ""
-        if action.default in (None, False, argparse.SUPPRESS):
-            return text
-        return f"{text} (default: %(default)s)"
 
 
 def main(argv=None):

@@ -16,6 +16,7 @@ _FREE = (
     "output",
     "data_dir",
     "download",
+    "cache",
     "evaluate_every",
     "strategy",
     "jit",
@@ -26,7 +27,7 @@ _FREE = (
 def add_arguments(parser):
     """Adds the arguments that all examples share."""
     add = parser.add_argument
-    add("--name", help="of the run; default: DATASET-NETWORK-NORMALIZER")
+    add("--name", help="of the run; default: dataset and normalizer")
     add("--output", default="runs", help="folder that holds all runs")
     add(
         "--resume",
@@ -60,6 +61,16 @@ def add_arguments(parser):
         "TF_CONFIG says) and tpu on TensorFlow, data_parallel on JAX. The "
         "batch is divided among them",
     )
+
+
+class Help(argparse.HelpFormatter):
+    """Shows each default that there is."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS):
+            return text
+        return f"{text} (default: %(default)s)"
 
 
 def strategy_scope(name):

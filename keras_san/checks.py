@@ -1,5 +1,6 @@
 """Conditions on arguments, some known only when a compiled step runs."""
 
+import importlib
 import math
 import numbers
 
@@ -48,3 +49,13 @@ def check_count(name, value, least=1):
         raise ValueError(
             f"`{name}` must be an int >= {least}. Received: {name}={value!r}"
         )
+
+
+def check_package(module, package=None):
+    """Raises now what would else end the first epoch, before it is saved."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"The callback needs a package: pip install {package or module}"
+        ) from error

@@ -1,4 +1,10 @@
-"""Adversarial losses: what critic and generator minimize."""
+"""What critic and generator minimize.
+
+Adversarial losses look at logits, content losses at images whose target is
+known.
+"""
+
+import os
 
 import keras
 from keras import ops
@@ -117,6 +123,233 @@ class GradientPenalty:
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class PixelLoss:
+    """The mean difference of values in [0, 1], `pixel_loss` in logs.
+
+    Args:
+        weight: Positive float, a factor on what the generator minimizes.
+        order: 1 for the mean absolute error, 2 for the mean squared one.
+
+    Raises:
+        ValueError: for settings other than that.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
+        section 4.3.
+    """
+
+    name = "pixel_loss"
+
+    def __init__(self, weight=1.0, order=1):
+        check_positive("weight", weight)
+        if order not in (1, 2):
+            raise ValueError(
+                f"`order` must be 1 or 2. Received: order={order!r}"
+            )
+        self.weight = weight
+        self.order = order
+
+    def __call__(self, target, output):
+        """The loss, without the weight.
+
+        Args:
+            target: Tensor `(batch, height, width, channels)` in [-1, 1].
+            output: Tensor of the same shape.
+
+        Returns:
+            A scalar.
+        """
+        # Half: from the range [-1, 1] to [0, 1], that of published weights.
+        difference = 0.5 * (
+            ops.cast(output, "float32") - ops.cast(target, "float32")
+        )
+        if self.order == 1:
+            return ops.mean(ops.abs(difference))
+        return ops.mean(ops.square(difference))
+
+    def get_config(self):
+        return {"weight": self.weight, "order": self.order}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class PerceptualLoss:
+    """The mean absolute difference of features, `perceptual_loss` in logs.
+
+    Args:
+        weight: Positive float, a factor on what the generator minimizes.
+        extractor: `"vgg19"`, for which Keras downloads the weights unless it
+            has them; the path of a file of weights for
+            `keras.applications.VGG19`, with or without its dense layers
+            (`.h5`); the path of any other Keras model (`.keras`); or a
+            functional `keras.Model`. VGG19 gets RGB images as
+            `keras.applications.vgg19.preprocess_input` leaves them, any other
+            model gets them in [-1, 1]. Its features are those of images of
+            any size, so nothing up to `layers` may depend on it.
+        layers: String, the name of a layer, or a dict of such names and
+            factors on their parts of the sum.
+        activated: Boolean. Whether to compare what the layers' own activation
+            functions put out, or, as SAN's authors do, what goes into them.
+
+    Raises:
+        ValueError: if the extractor, a file of weights, or a layer is not
+            what is said above.
+
+    Reference:
+        [Ledig et al., 2017](https://arxiv.org/abs/1609.04802), Eq. 5; before
+        the activation: [Wang et al., 2018](https://arxiv.org/abs/1809.00219),
+        section 3.3. The weights of `keras.applications` are those of VGG's
+        authors; the codes of both papers use PyTorch's, whose features may
+        differ in size.
+    """
+
+    name = "perceptual_loss"
+
+    def __init__(
+        self,
+        weight=1.0,
+        extractor="vgg19",
+        layers="block5_conv4",
+        activated=False,
+    ):
+        check_positive("weight", weight)
+        self.weight = weight
+        self.extractor = extractor
+        self.layers = layers
+        self.activated = activated
+        model, self._preprocess = _feature_network(extractor)
+        names = layers if isinstance(layers, dict) else {layers: 1.0}
+        self._factors = list(names.values())
+        self.network = _features_of(model, list(names), activated)
+
+    def features(self, images):
+        """A list of tensors, one a layer, of images in [-1, 1]."""
+        features = self.network(self._preprocess(images), training=False)
+        return features if isinstance(features, list) else [features]
+
+    def __call__(self, target, output):
+        """The loss, without the weight.
+
+        Args:
+            target: Tensor `(batch, height, width, channels)` in [-1, 1].
+            output: Tensor of the same shape.
+
+        Returns:
+            A scalar.
+        """
+        loss = 0.0
+        pairs = zip(self.features(target), self.features(output))
+        for factor, (a, b) in zip(self._factors, pairs):
+            a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
+            loss += factor * ops.mean(ops.abs(b - ops.stop_gradient(a)))
+        return loss
+
+    def get_config(self):
+        extractor = self.extractor
+        if isinstance(extractor, keras.Model):
+            # A file of the GAN holds nobody else's weights.
+            extractor = None
+        return {
+            "weight": self.weight,
+            "extractor": extractor,
+            "layers": self.layers,
+            "activated": self.activated,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def _feature_network(extractor):
+    """A model, and what brings images in [-1, 1] into its range."""
+
+    def unchanged(images):
+        return images
+
+    def preprocess_vgg(images):
+        return keras.applications.vgg19.preprocess_input(
+            127.5 * (ops.cast(images, "float32") + 1.0)
+        )
+
+    if isinstance(extractor, keras.Model):
+        return extractor, unchanged
+    if extractor == "vgg19":
+        model = keras.applications.VGG19(include_top=False, weights="imagenet")
+        return model, preprocess_vgg
+    if not isinstance(extractor, (str, os.PathLike)):
+        raise ValueError(
+            "`extractor` must be 'vgg19', the path of a file, or a "
+            "`keras.Model`, which is not saved with a GAN: build the GAN "
+            "anew, and load its weights only. "
+            f"Received: extractor={extractor!r}"
+        )
+    path = os.fspath(extractor)
+    if not os.path.isfile(path):
+        raise ValueError(
+            "There is no such file of weights or of a model. "
+            f"Received: extractor={path!r}"
+        )
+    errors = []
+    if path.endswith(".keras"):
+        try:
+            return keras.saving.load_model(path, compile=False), unchanged
+        except Exception as error:
+            errors.append(error)
+    else:
+        for include_top in (False, True):
+            model = keras.applications.VGG19(
+                include_top=include_top, weights=None
+            )
+            try:
+                model.load_weights(path)
+                return model, preprocess_vgg
+            except Exception as error:
+                errors.append(error)
+    reason = str(errors[0]).partition("\n")[0][:200]
+    raise ValueError(
+        "The file holds neither weights for `keras.applications.VGG19` "
+        "(.h5) nor a Keras model (.keras). "
+        f"Received: extractor={path!r} ({reason})"
+    ) from errors[0]
+
+
+def _features_of(model, names, activated):
+    """A frozen model of the same weights, from images of any size."""
+    known = [layer.name for layer in model.layers]
+    missing = [name for name in names if name not in known]
+    if missing or not names:
+        raise ValueError(
+            f"The extractor must have the `layers`. Received: {missing} with "
+            f"a model with the layers {known}"
+        )
+    outputs = [model.get_layer(name).output for name in names]
+    part = keras.Model(model.inputs, outputs)
+    channels = model.inputs[0].shape[-1]
+    try:
+        network = keras.models.clone_model(
+            part, input_tensors=[keras.Input((None, None, channels))]
+        )
+    except Exception as error:
+        raise ValueError(
+            "The layers must not depend on the size of the images: choose "
+            f"convolutions, before any dense layer. Received: {names} "
+            f"({str(error).partition(chr(10))[0]})"
+        ) from error
+    network.set_weights(part.get_weights())
+    network.trainable = False
+    if not activated:
+        for name in names:
+            layer = network.get_layer(name)
+            if hasattr(layer, "activation"):
+                layer.activation = keras.activations.linear
+    return network
 
 
 _NAMES = {

@@ -398,7 +398,7 @@ def test_a_last_update_that_diverges_stops_before_a_checkpoint(tmp_path):
         fit(gan, epochs=2, callbacks=callbacks)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.keras"]
     # With a finite loss, too.
-    stop = base._StopWhenNotFinite()
+    stop = base.StopWhenNotFinite()
     stop.set_model(gan)
     with pytest.raises(ValueError, match="the loss is 0.5, and these weights"):
         stop.on_epoch_end(0, {"loss": 0.5})

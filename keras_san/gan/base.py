@@ -1,4 +1,4 @@
-"""What a GAN is, and what one training step of it does."""
+"""What all GANs share: networks, optimizers, and the order of a step."""
 
 import math
 
@@ -12,7 +12,17 @@ from keras_san.kernel_normalization import hold_norms
 
 
 class BaseGAN(keras.Model):
-    """Everything about a GAN but how a backend takes gradients.
+    """Everything about a GAN but its data, and how a backend takes gradients.
+
+    A kind of GAN adds
+
+    - `_unpack(data)`: the real images of a batch, and what else is given with
+      them, or `None`;
+    - `_generator_inputs(batch_size, given)`: what the generator makes images
+      from, and what is given with these;
+    - `_critic_logits(images, given)`; and
+    - if it likes, `_make_view()`, which returns what the critic looks at
+      images through, and `_generator_losses(adversarial, fake, real)`.
 
     A backend adds `train_step`, which runs `self.step(data)`, and
 
@@ -24,25 +34,33 @@ class BaseGAN(keras.Model):
     - `shard(make, batch_size)`: where a step runs on several replicas, draws
       for all of them and returns the share of this one.
 
-    One that trains in several processes also overrides `is_chief`, and
+    One that trains in several processes also overrides `is_chief`. All have
     `_sample(inputs)`, which makes one batch of images in this process alone.
+
+    Args:
+        more_means: Strings, the names of what `_generator_losses` reports.
     """
 
     def __init__(
         self,
         generator,
         critic,
-        latent_dim,
         loss="hinge",
         critic_steps=1,
         penalty=None,
         ema=None,
-        num_classes=None,
         seed=None,
+        more_means=(),
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _check_networks(generator, critic, latent_dim, num_classes)
+        for name, network in (("generator", generator), ("critic", critic)):
+            if not isinstance(network, keras.Model) or not network.built:
+                raise ValueError(
+                    f"`{name}` must be a built `keras.Model`, as a functional "
+                    "model is, or a Sequential one with a `keras.Input`. "
+                    f"Received: {name}={network}"
+                )
         check_count("critic_steps", critic_steps)
         if not (penalty is None or callable(penalty)):
             raise ValueError(
@@ -58,12 +76,10 @@ class BaseGAN(keras.Model):
             )
         self.generator = generator
         self.critic = critic
-        self.latent_dim = latent_dim
         self.loss_function = losses.get(loss)
         self.critic_steps = critic_steps
         self.penalty = penalty
         self.ema = ema
-        self.num_classes = num_classes
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.averaged_generator = None
         if ema is not None:
@@ -78,6 +94,7 @@ class BaseGAN(keras.Model):
                 "generator_loss",
                 "real_logit",
                 "fake_logit",
+                *more_means,
             )
         ]
         self.generator_optimizer = None
@@ -163,17 +180,17 @@ class BaseGAN(keras.Model):
         """`keras.Model.fit`, which also stops once the training diverges.
 
         Args:
-            *args: Images in the generator's range as arrays or a dataset;
-                of a conditional GAN pairs of images and labels. A batch
+            *args: Arrays or a dataset of what the class trains on. A batch
                 holds the images of `critic_steps` updates of the critic.
             callbacks: List of Keras callbacks.
             **kwargs: As those of `keras.Model.fit`.
 
         Returns:
             A Keras `History` of the means of each epoch: `critic_loss`,
-            `generator_loss`, `loss` (their sum), `real_logit` and
-            `fake_logit` (what the critic says of real and generated images).
-            Those of the critic are of the last of its `critic_steps`.
+            `generator_loss` (by what the critic says), `loss` (what both
+            networks minimize, in sum), `real_logit` and `fake_logit` (what
+            the critic says of real and generated images). Those of the
+            critic are of the last of its `critic_steps`.
 
         Raises:
             ValueError: if images do not fit the networks, or a norm is NaN
@@ -191,7 +208,7 @@ class BaseGAN(keras.Model):
             )
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             # First: what has diverged is not to replace a checkpoint.
-            callbacks = [_StopWhenNotFinite(), *(callbacks or [])]
+            callbacks = [StopWhenNotFinite(), *(callbacks or [])]
         return super().fit(*args, callbacks=callbacks, **kwargs)
 
     def step(self, data):
@@ -200,50 +217,57 @@ class BaseGAN(keras.Model):
         Returns:
             A dict of scalars, the means since the epoch began.
         """
-        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        self._check_data(images, labels)
-        batch_size = ops.shape(images)[0] // self.critic_steps
+        all_real, all_given = self._unpack(data)
+        size = all_real.shape[0]
+        if size is not None and size < self.critic_steps:
+            raise ValueError(self.small_batch_message(f"a batch of {size}"))
+        batch_size = ops.shape(all_real)[0] // self.critic_steps
         for i in range(self.critic_steps):
             part = slice(i * batch_size, (i + 1) * batch_size)
-            critic_means = self._critic_step(
-                images[part], None if labels is None else labels[part]
-            )
-        generator_loss = self._generator_step(batch_size)
+            real = all_real[part]
+            given = None if all_given is None else all_given[part]
+            critic_means = self._critic_step(real, given)
+        generator_means = self._generator_step(real, given)
         if self.ema is not None:
             self._average()
         values = [
-            critic_means[0] + generator_loss,
+            critic_means[0] + generator_means[0],
             critic_means[0],
-            generator_loss,
+            generator_means[1],
             *critic_means[1:],
+            *generator_means[2:],
         ]
         for mean, value in zip(self._means, values):
             mean.update_state(value)
         return {mean.name: mean.result() for mean in self._means}
 
-    def _critic_step(self, real, labels):
-        inputs = self._generator_inputs(ops.shape(real)[0])
-        fake = self.generator(inputs, training=True)
+    def _critic_step(self, real, given):
+        inputs, given_of_fake = self._generator_inputs(
+            ops.shape(real)[0], given
+        )
+        view = self._make_view()
+        real = view(real)
+        fake = view(self.generator(inputs, training=True))
 
         def compute_loss():
-            real_logits = self._critic_logits(real, labels)
+            real_logits = self._critic_logits(real, given)
             penalties = sum(self.critic.losses)
             # The second pass sees the weights that the first has seen.
             with hold_norms():
-                fake_logits = self._critic_logits(fake, _labels(inputs))
+                fake_logits = self._critic_logits(fake, given_of_fake)
                 penalties = (penalties + sum(self.critic.losses)) / 2.0
                 if self.penalty is not None:
-                    penalties += self._penalize(real, fake, labels)
+                    penalties += self._penalize(real, fake, given)
             loss = self.loss_function.critic(real_logits, fake_logits)
             means = [loss, ops.mean(real_logits), ops.mean(fake_logits)]
             return loss + penalties, means
 
         return self.minimize(compute_loss, self.critic, self.critic_optimizer)
 
-    def _penalize(self, real, fake, labels):
+    def _penalize(self, real, fake, given):
         def gradient(images):
             return self.input_gradient(
-                lambda x: ops.sum(self._critic_logits(x, labels)), images
+                lambda x: ops.sum(self._critic_logits(x, given)), images
             )
 
         def shares(n):
@@ -253,38 +277,30 @@ class BaseGAN(keras.Model):
         real, fake = (ops.cast(x, "float32") for x in (real, fake))
         return self.penalty(gradient, real, fake, share)
 
-    def _generator_step(self, batch_size):
-        inputs = self._generator_inputs(batch_size)
+    def _generator_step(self, real, given):
+        inputs, given_of_fake = self._generator_inputs(
+            ops.shape(real)[0], given
+        )
+        view = self._make_view()
 
         def compute_loss():
             fake = self.generator(inputs, training=True)
             with hold_norms():
-                logits = self._critic_logits(fake, _labels(inputs))
-            loss = self.loss_function.generator(logits)
-            return loss + sum(self.generator.losses), loss
+                logits = self._critic_logits(view(fake), given_of_fake)
+            adversarial = self.loss_function.generator(logits)
+            loss, means = self._generator_losses(adversarial, fake, real)
+            return loss + sum(self.generator.losses), [loss, *means]
 
         return self.minimize(
             compute_loss, self.generator, self.generator_optimizer
         )
 
-    def _critic_logits(self, images, labels):
-        inputs = images if self.num_classes is None else [images, labels]
-        return ops.cast(self.critic(inputs, training=True), "float32")
+    def _make_view(self):
+        return lambda images: images
 
-    def _generator_inputs(self, batch_size):
-        def latents(n):
-            return keras.random.normal(
-                (n, self.latent_dim), seed=self.seed_generator
-            )
-
-        def labels(n):
-            return keras.random.randint(
-                (n,), 0, self.num_classes, seed=self.seed_generator
-            )
-
-        if self.num_classes is None:
-            return self.shard(latents, batch_size)
-        return [self.shard(latents, batch_size), self.shard(labels, batch_size)]
+    def _generator_losses(self, adversarial, fake, real):
+        """What the generator minimizes, and what is reported of it."""
+        return adversarial, [adversarial]
 
     def _average(self):
         # At first the average follows fast: it forgets the untrained weights.
@@ -298,23 +314,6 @@ class BaseGAN(keras.Model):
             else:  # A counter, say, of a normalized layer.
                 average.assign(weight)
 
-    def _check_data(self, images, labels):
-        expected = tuple(self.generator.output_shape[1:])
-        if tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                "The images do not have the size that the generator makes: "
-                f"{expected}. Resize them, or build the networks for them. "
-                f"Received: images of shape {tuple(images.shape)}"
-            )
-        if self.num_classes is not None and labels is None:
-            raise ValueError(
-                "A class-conditional GAN trains on pairs (images, labels). "
-                f"Received: no labels, with num_classes={self.num_classes}"
-            )
-        size = images.shape[0]
-        if size is not None and size < self.critic_steps:
-            raise ValueError(self.small_batch_message(f"a batch of {size}"))
-
     def small_batch_message(self, batch):
         return (
             "A batch holds the images of all updates of the critic, so none, "
@@ -322,59 +321,14 @@ class BaseGAN(keras.Model):
             f"{batch} with critic_steps={self.critic_steps}"
         )
 
-    def generate(self, num_images, labels=None, seed=None, batch_size=64):
-        """New images, by the averaged generator if there is one.
-
-        One device of this process makes them: of several workers a single
-        one may call it, as a callback does on `is_chief`.
-
-        Args:
-            num_images: Int.
-            labels: Of a conditional GAN `num_images` ints below
-                `num_classes`; drawn by default.
-            seed: Int, or tuple of ints, for the same images each time, or
-                `None` for new ones.
-                The random state of the training is not touched.
-            batch_size: Int, how many images are made at once.
-
-        Returns:
-            A NumPy array `(num_images, height, width, channels)` in the
-            generator's range, which is [-1, 1] if it ends in tanh.
-
-        Raises:
-            ValueError: if `labels` do not fit.
-        """
-        rng = np.random.default_rng(seed)
-        size = (num_images, self.latent_dim)
-        latents = rng.standard_normal(size, dtype="float32")
-        if self.num_classes is None:
-            if labels is not None:
-                raise ValueError(
-                    "This GAN is not conditional: it has no `num_classes`. "
-                    f"Received: labels={labels}"
-                )
-        else:
-            if labels is None:
-                labels = rng.integers(self.num_classes, size=num_images)
-            labels = np.asarray(labels, "int32")
-            if labels.shape != (num_images,) or not (
-                np.all((labels >= 0) & (labels < self.num_classes))
-            ):
-                raise ValueError(
-                    f"`labels` must be {num_images} ints from 0 to "
-                    f"{self.num_classes - 1}. Received: labels={labels}"
-                )
-        batches = []
-        for start in range(0, num_images, batch_size):
-            part = slice(start, start + batch_size)
-            batches.append(
-                self._sample(
-                    latents[part]
-                    if labels is None
-                    else [latents[part], labels[part]]
-                )
-            )
-        return np.concatenate(batches)
+    def _generate(self, make_inputs, count, batch_size):
+        """Images in batches, `make_inputs(part)` the inputs of a slice."""
+        return np.concatenate(
+            [
+                self._sample(make_inputs(slice(start, start + batch_size)))
+                for start in range(0, count, batch_size)
+            ]
+        )
 
     def _sample(self, inputs):
         return self._sampler.predict_on_batch(inputs)
@@ -385,12 +339,10 @@ class BaseGAN(keras.Model):
             **super().get_config(),
             "generator": serialize(self.generator),
             "critic": serialize(self.critic),
-            "latent_dim": self.latent_dim,
             "loss": serialize(self.loss_function),
             "critic_steps": self.critic_steps,
             "penalty": serialize(self.penalty),
             "ema": self.ema,
-            "num_classes": self.num_classes,
         }
 
     @classmethod
@@ -429,7 +381,7 @@ class BaseGAN(keras.Model):
         self.seed_generator.state.assign(store["seed"])
 
 
-class _StopWhenNotFinite(keras.callbacks.Callback):
+class StopWhenNotFinite(keras.callbacks.Callback):
     """Where a compiled step could not raise, the end of the epoch does."""
 
     def on_epoch_end(self, epoch, logs=None):
@@ -445,45 +397,3 @@ class _StopWhenNotFinite(keras.callbacks.Callback):
                 f"{loss}, and these weights hold NaN or infinity: {names}. "
                 "Try a smaller learning rate, or go back to a checkpoint."
             )
-
-
-def _labels(inputs):
-    return inputs[1] if isinstance(inputs, list) else None
-
-
-def _check_networks(generator, critic, latent_dim, num_classes):
-    for name, network in (("generator", generator), ("critic", critic)):
-        if not isinstance(network, keras.Model) or not network.built:
-            raise ValueError(
-                f"`{name}` must be a built `keras.Model`, as a functional "
-                "model is, or a Sequential one with a `keras.Input`. "
-                f"Received: {name}={network}"
-            )
-
-    def first(shape):
-        return shape[0] if isinstance(shape[0], (tuple, list)) else shape
-
-    conditional = num_classes is not None
-    for name, network in (("generator", generator), ("critic", critic)):
-        if len(network.inputs) != 1 + conditional:
-            raise ValueError(
-                f"The {name} must have one input, or, with `num_classes`, "
-                "labels as its second one. Received: "
-                f"num_classes={num_classes}, a {name} with "
-                f"{len(network.inputs)} inputs"
-            )
-    if first(generator.input_shape)[-1] != latent_dim:
-        raise ValueError(
-            "`latent_dim` must be the size of the generator's input. "
-            f"Received: latent_dim={latent_dim}, a generator with "
-            f"input_shape={generator.input_shape}"
-        )
-    made, judged = generator.output_shape, first(critic.input_shape)
-    if len(made) != len(judged) or any(
-        a != b for a, b in zip(made[1:], judged[1:]) if None not in (a, b)
-    ):
-        raise ValueError(
-            "The critic must take the images that the generator makes. "
-            f"Received: a generator with output_shape={made}, a critic with "
-            f"input_shape={critic.input_shape}"
-        )

@@ -97,9 +97,9 @@ class TensorFlowGAN(BaseGAN):
     @functools.cached_property
     def _compiled_sampler(self):
         sampler = self._sampler
-        signature = tf.TensorSpec((None, self.latent_dim), "float32")
-        if self.num_classes is not None:
-            signature = [signature, tf.TensorSpec((None,), "int32")]
+        signature = [tf.TensorSpec(x.shape, x.dtype) for x in sampler.inputs]
+        if len(signature) == 1:
+            (signature,) = signature
 
         @tf.function(input_signature=[signature])
         def run(inputs):

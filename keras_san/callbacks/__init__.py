@@ -1,0 +1,33 @@
+"""Callbacks that show how a GAN is doing."""
+
+from keras_san.callbacks.checkpoint import Checkpoint
+from keras_san.callbacks.evaluation import (
+    Evaluation,
+    ImageQuality,
+    enlarge,
+)
+from keras_san.callbacks.logs import (
+    TensorBoard,
+    TrainingLog,
+    draw_curves,
+    kernel_norms,
+    read_log,
+    steps_taken,
+)
+from keras_san.callbacks.samples import SampleGrid, image_grid, sample_grid
+
+__all__ = [
+    "Checkpoint",
+    "Evaluation",
+    "ImageQuality",
+    "SampleGrid",
+    "TensorBoard",
+    "TrainingLog",
+    "draw_curves",
+    "enlarge",
+    "image_grid",
+    "kernel_norms",
+    "read_log",
+    "sample_grid",
+    "steps_taken",
+]

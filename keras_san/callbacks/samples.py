@@ -1,0 +1,90 @@
+"""Generated images, as a picture."""
+
+import math
+import os
+
+import keras
+import numpy as np
+
+from keras_san.checks import check_package
+
+
+class SampleGrid(keras.callbacks.Callback):
+    """Saves a grid of generated images after each epoch, as PNG.
+
+    The latent vectors stay the same, so that one sees the images improve.
+    In a class-conditional GAN each column has a class.
+
+    Args:
+        directory: String or path, where `samples.png` (the latest) and
+            `samples_0001.png`, ... are written. It is created if missing.
+        rows: Int.
+        columns: Int, or `None` for one a class, or 8.
+        scale: Int, the size of an image's pixel in the file.
+        seed: Int for the latent vectors.
+
+    Raises:
+        ImportError: if Pillow is not installed.
+    """
+
+    def __init__(self, directory, rows=8, columns=None, scale=2, seed=0):
+        super().__init__()
+        check_package("PIL", "pillow")
+        self.directory = directory
+        self.rows = rows
+        self.columns = columns
+        self.scale = scale
+        self.seed = seed
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self.model.is_chief:
+            return
+        images = sample_grid(self.model, self.rows, self.columns, self.seed)
+        images = images.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        os.makedirs(self.directory, exist_ok=True)
+        for name in (f"samples_{epoch + 1:04d}.png", "samples.png"):
+            keras.utils.save_img(
+                os.path.join(self.directory, name), images, scale=False
+            )
+
+
+def sample_grid(gan, rows=8, columns=None, seed=0):
+    """Generated images as one, the same latent vectors for the same seed.
+
+    Args:
+        gan: A `keras_san.GAN`. If it is conditional, each column has a class.
+        rows: Int.
+        columns: Int, or `None` for one a class, or 8.
+        seed: Int for the latent vectors.
+
+    Returns:
+        A uint8 array, see `image_grid`.
+    """
+    columns = columns or gan.num_classes or 8
+    labels = None
+    if gan.num_classes is not None:
+        labels = np.arange(rows * columns) % columns % gan.num_classes
+    return image_grid(gan.generate(rows * columns, labels, seed=seed), columns)
+
+
+def image_grid(images, columns, gap=1):
+    """One image of many.
+
+    Args:
+        images: Array `(n, height, width, channels)` in [-1, 1].
+        columns: Int. The last row is filled up with grey.
+        gap: Int, the pixels of grey around each image.
+
+    Returns:
+        A uint8 array `(rows * (height + gap) + gap,
+        columns * (width + gap) + gap, channels)`.
+    """
+    n, height, width, channels = images.shape
+    rows = math.ceil(n / columns)
+    height, width = height + gap, width + gap
+    grid = np.full((rows * columns, height, width, channels), 64, "uint8")
+    grid[:n, gap:, gap:] = np.clip(np.round((images + 1.0) * 127.5), 0, 255)
+    grid = grid.reshape(rows, columns, height, width, channels)
+    grid = grid.transpose(0, 2, 1, 3, 4)
+    grid = grid.reshape(rows * height, columns * width, channels)
+    return np.pad(grid, ((0, gap), (0, gap), (0, 0)), constant_values=64)

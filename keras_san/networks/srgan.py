@@ -1,0 +1,191 @@
+"""The networks of SRGAN in the slim form that the SAN paper trains.
+
+Reference:
+    [Ledig et al., 2017](https://arxiv.org/abs/1609.04802), as
+    [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458) have
+    changed them in their code.
+"""
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_san.layers import SANConv2D, SANDense
+from keras_san.networks.blocks import batch_normalization, fresh, scaled
+
+# By how much each stage enlarges.
+_STAGES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+
+
+def generator(scale=4, channels=3, width=1.0, blocks=16):
+    """Small images to large ones.
+
+    No batch normalization, and no biases in the residual blocks. What it puts
+    out is added to the input, enlarged bilinearly, and is not cut off:
+    values beyond [-1, 1] stand for black and white. At full width and
+    `scale=4` it has 1,521,667 parameters.
+
+    At the start it puts out nearly the enlarged input: the last convolution,
+    and the second one of each block, start at a tenth of He's deviation, since
+    sixteen blocks at He's own would multiply the signal by some thousands.
+
+    Args:
+        scale: 2, 3, 4 or 8: the factor on height and width.
+        channels: Int, the channels of the images.
+        width: Positive float, a factor on the channels of all hidden layers.
+        blocks: Int >= 1, the number of residual blocks.
+
+    Returns:
+        A `keras.Model` from `(batch, height, width, channels)` in [-1, 1], of
+        any height and width, to
+        `(batch, scale * height, scale * width, channels)`.
+
+    Raises:
+        ValueError: if `scale` is another one.
+
+    Reference:
+        [Ledig et al., 2017](https://arxiv.org/abs/1609.04802), Figure 4.
+    """
+    if scale not in _STAGES:
+        raise ValueError(
+            f"`scale` must be one of {sorted(_STAGES)}. "
+            f"Received: scale={scale!r}"
+        )
+    hidden = scaled(64, width)
+
+    def convolution(filters, kernel_size, name, gain=1.0, **kwargs):
+        return layers.Conv2D(
+            filters,
+            kernel_size,
+            padding="same",
+            kernel_initializer=keras.initializers.VarianceScaling(
+                2.0 * gain**2, mode="fan_in"
+            ),
+            name=name,
+            **kwargs,
+        )
+
+    def activation(x):
+        return layers.LeakyReLU(0.1)(x)
+
+    images = keras.Input((None, None, channels), name="images")
+    x = activation(convolution(hidden, 5, "conv_in")(images))
+    for index in range(blocks):
+        name = f"block_{index + 1}"
+        y = convolution(hidden, 3, f"{name}_conv_1", use_bias=False)(x)
+        y = layers.ReLU()(y)
+        y = convolution(hidden, 3, f"{name}_conv_2", 0.1, use_bias=False)(y)
+        x = layers.Add()([x, y])
+    for index, factor in enumerate(_STAGES[scale]):
+        x = convolution(hidden * factor**2, 3, f"enlarge_{index + 1}")(x)
+        x = activation(ops.depth_to_space(x, factor))
+    x = activation(convolution(hidden, 3, "conv_hidden")(x))
+    x = convolution(channels, 5, "conv_out", 0.1)(x)
+    enlarged = BilinearUpsampling(scale, name="enlarge_images")(images)
+    return keras.Model(images, layers.Add()([x, enlarged]), name="generator")
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class BilinearUpsampling(layers.Layer):
+    """Enlarges images of any size, bilinearly.
+
+    As `keras.layers.UpSampling2D(scale, interpolation="bilinear")`, which on
+    TensorFlow needs to know the size of the images when it is traced.
+
+    Args:
+        scale: Int >= 1, the factor on height and width.
+        **kwargs: As those of `keras.layers.Layer`.
+    """
+
+    def __init__(self, scale, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+
+    def call(self, images):
+        # The weights of three neighbours in each of the `scale` new pixels.
+        centres = (np.arange(self.scale) + 0.5) / self.scale - 0.5
+        taps = np.maximum(0.0, 1.0 - np.abs(centres[:, None] - [-1, 0, 1]))
+        channels = images.shape[-1]
+        kernel = np.einsum("pi,qj,cd->ijcpqd", taps, taps, np.eye(channels))
+        kernel = ops.convert_to_tensor(
+            kernel.reshape(3, 3, channels, -1), self.compute_dtype
+        )
+        edges = [[0, 0], [1, 1], [1, 1], [0, 0]]
+        x = ops.conv(ops.pad(images, edges, mode="symmetric"), kernel)
+        return ops.depth_to_space(x, self.scale)
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}
+
+
+def critic(
+    resolution=128,
+    channels=3,
+    width=1.0,
+    normalizer="san",
+    padding="circular",
+    kernel_initializer="he_normal",
+    batch_norm=False,
+):
+    """Images to one logit each, by ten convolutions and two dense layers.
+
+    The authors' critic has a batch normalization behind each convolution.
+    That divides by what a kernel's size multiplies, so there it makes no
+    difference by which number a kernel is divided, or whether it is: only the
+    dense layers are normalized in effect. So the default is without, as the
+    theory is, with a bias in every layer; the authors' form is there to
+    reproduce theirs.
+
+    Args:
+        resolution: Int, a multiple of 32: the height and width of the images.
+        channels: Int, the channels of the images.
+        width: Positive float, a factor on the channels of all hidden layers.
+        normalizer: What `keras_san.normalizers.get` takes.
+        padding: `"circular"`, under which the norm is exact, or `"same"`.
+        kernel_initializer: What Keras initializers take.
+        batch_norm: Boolean: `True` for the authors' form, where only the
+            first two convolutions have biases of their own.
+
+    Returns:
+        A `keras.Model` from `(batch, resolution, resolution, channels)` to
+        `(batch, 1)`.
+
+    Raises:
+        ValueError: if `resolution` is no multiple of 32, or a setting is
+            unknown.
+
+    Reference:
+        [Ledig et al., 2017](https://arxiv.org/abs/1609.04802), Figure 4.
+    """
+    if resolution < 32 or resolution % 32:
+        raise ValueError(
+            "The critic halves its images five times: `resolution` must be a "
+            f"multiple of 32. Received: resolution={resolution}"
+        )
+
+    def settings(name):
+        return {
+            "normalizer": normalizer,
+            "kernel_initializer": fresh(kernel_initializer),
+            "name": name,
+        }
+
+    x = images = keras.Input((resolution, resolution, channels), name="images")
+    for index, filters in enumerate((64, 128, 256, 512, 512)):
+        for place, (kernel_size, strides) in enumerate(((3, 1), (4, 2))):
+            name = f"conv_{index + 1}_{place + 1}"
+            x = SANConv2D(
+                scaled(filters, width),
+                kernel_size,
+                strides=strides,
+                padding=padding,
+                use_bias=index == 0 or not batch_norm,
+                **settings(name),
+            )(x)
+            if batch_norm:
+                x = batch_normalization(name=f"{name}_norm")(x)
+            x = layers.LeakyReLU(0.1)(x)
+    x = layers.Flatten()(x)
+    x = SANDense(scaled(64, width), **settings("dense_1"))(x)
+    x = SANDense(1, **settings("dense_2"))(layers.LeakyReLU(0.1)(x))
+    return keras.Model(images, x, name="critic")
