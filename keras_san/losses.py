@@ -329,12 +329,28 @@ def _features_of(model, names, activated):
             f"The extractor must have the `layers`. Received: {missing} with "
             f"a model with the layers {known}"
         )
-    outputs = [model.get_layer(name).output for name in names]
-    part = keras.Model(model.inputs, outputs)
+    part = keras.Model(
+        model.inputs[0], [model.get_layer(name).output for name in names]
+    )
+    found = {}
+
+    def call(layer, *args, **kwargs):
+        activation = None
+        if layer.name in names and not activated:
+            # Of the copy only, and what comes behind it sees no difference.
+            activation = getattr(layer, "activation", None)
+            layer.activation = keras.activations.linear
+        found[layer.name] = outputs = layer(*args, **kwargs)
+        if activation is not None:
+            outputs = keras.layers.Activation(activation)(outputs)
+        return outputs
+
     channels = model.inputs[0].shape[-1]
     try:
-        network = keras.models.clone_model(
-            part, input_tensors=[keras.Input((None, None, channels))]
+        copy = keras.models.clone_model(
+            part,
+            input_tensors=keras.Input((None, None, channels)),
+            call_function=call,
         )
     except Exception as error:
         raise ValueError(
@@ -342,13 +358,9 @@ def _features_of(model, names, activated):
             f"convolutions, before any dense layer. Received: {names} "
             f"({str(error).partition(chr(10))[0]})"
         ) from error
-    network.set_weights(part.get_weights())
+    copy.set_weights(part.get_weights())
+    network = keras.Model(copy.inputs[0], [found[name] for name in names])
     network.trainable = False
-    if not activated:
-        for name in names:
-            layer = network.get_layer(name)
-            if hasattr(layer, "activation"):
-                layer.activation = keras.activations.linear
     return network
 
 

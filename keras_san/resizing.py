@@ -11,9 +11,10 @@ def imresize(image, scale=None, size=None):
     """Resizes an image as `imresize` of MATLAB does by default.
 
     Bicubic with a = -0.5. Where the image shrinks, the kernel is stretched,
-    so that nothing aliases; beyond the border the image is mirrored. The axis
-    that shrinks most goes first. Images of uint8 are rounded, half up, and
-    clipped after each axis, floats never: they may overshoot.
+    so that nothing aliases; beyond the border the image is mirrored (older
+    MATLABs repeated the border pixel, to be had by `numpy.pad` and cropping).
+    The axis that shrinks most goes first. Images of uint8 are rounded, half
+    up, and clipped after each axis, floats never: they may overshoot.
 
     Args:
         image: Array `(height, width)` or `(height, width, channels)`, uint8
