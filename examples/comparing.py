@@ -105,6 +105,7 @@ def draw_perception_distortion(scores, path, published=False):
                 xytext=(4, 4),
                 textcoords="offset points",
             )
+        axes.margins(0.3, 0.1)  # Room for the names.
         axes.set_xlabel(f"{label} (distortion: more is better)")
         axes.grid(alpha=0.3)
     if published:

@@ -263,7 +263,9 @@ class Crops(keras.utils.PyDataset):
 
     Batch `k` of a training depends on nothing but the photographs, the
     settings and `k`: one that is resumed at an epoch gets the batches that it
-    would have got.
+    would have got. For that `fit` needs `callbacks=[crops.follow(), ...]`,
+    which tells the epoch, and `shuffle=False`, or it shuffles an epoch's
+    steps.
 
     Args:
         pairs: A `Pairs`.
@@ -271,7 +273,7 @@ class Crops(keras.utils.PyDataset):
         batch_size: Int.
         steps: Int, the batches of an epoch.
         seed: Int.
-        epoch: Int, the epochs that are left out at the start.
+        before: Int, the epochs of other trainings that came before.
 
     Returns:
         As items tuples `(small, large)` of float32 arrays in [-1, 1],
@@ -281,7 +283,7 @@ class Crops(keras.utils.PyDataset):
         ValueError: if a photograph is smaller than a crop.
     """
 
-    def __init__(self, pairs, crop, batch_size, steps, seed=0, epoch=0):
+    def __init__(self, pairs, crop, batch_size, steps, seed=0, before=0):
         super().__init__()
         for name, low in zip(pairs.names, pairs.small):
             if min(low.shape[:2]) < crop:
@@ -296,13 +298,14 @@ class Crops(keras.utils.PyDataset):
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
-        self.epoch = epoch
+        self.before = before
+        self.epoch = 0
 
     def __len__(self):
         return self.steps
 
     def __getitem__(self, index):
-        step = self.epoch * self.steps + index
+        step = (self.before + self.epoch) * self.steps + index
         rng = np.random.default_rng((self.seed, step))
         pairs, scale = self.pairs, self.pairs.scale
         size = self.batch_size, self.crop, self.crop, 3
@@ -321,8 +324,17 @@ class Crops(keras.utils.PyDataset):
             ]
         return to_float(small), to_float(large)
 
-    def on_epoch_end(self):
-        self.epoch += 1
+    def follow(self):
+        """The callback by which the epoch of `fit` becomes that of the crops.
+
+        Keras begins and ends epochs of a `PyDataset` more often than it
+        trains, on each backend in another way.
+        """
+
+        def set_epoch(epoch, logs=None):
+            self.epoch = epoch
+
+        return keras.callbacks.LambdaCallback(on_epoch_begin=set_epoch)
 
 
 def _window(image, y, x, size):
@@ -332,8 +344,3 @@ def _window(image, y, x, size):
 def to_float(images):
     """uint8 to float32 in [-1, 1]."""
     return images.astype("float32") / np.float32(127.5) - np.float32(1.0)
-
-
-def to_uint8(images):
-    """Floats in [-1, 1], or beyond, to uint8."""
-    return np.clip(np.rint((images + 1.0) * 127.5), 0, 255).astype("uint8")

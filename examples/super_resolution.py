@@ -349,8 +349,7 @@ def train(args):
             )
         else:
             load_weights_of(generator, args.pretrained)
-    # A batch of one would be the first thing to fail in the first step.
-    crops(args, pairs, 0)
+    crops = make_crops(args, pairs, before=args.pretraining_epochs)
     if gan.is_chief:
         # Only now, that nothing about the arguments can be wrong any more.
         run.begin()
@@ -368,12 +367,14 @@ def train(args):
     finished = run.checkpoint.finished_epochs()
     sheet = comparing.ComparisonSheet(run.folder, validation, generator)
     gan.fit(
-        crops(args, pairs, args.pretraining_epochs + finished),
+        crops,
         epochs=args.epochs,
         initial_epoch=finished,
+        shuffle=False,
         # A progress bar in a file is one long line.
         verbose=1 if sys.stdout.isatty() else 2,
         callbacks=[
+            crops.follow(),
             quality(args, validation),
             sheet,
             callbacks.TrainingLog(run.folder),
@@ -399,12 +400,15 @@ def pretrain(args, run, generator, pairs, validation):
     checkpoint = callbacks.Checkpoint(os.path.join(folder, "checkpoint"))
     finished = checkpoint.restore(generator)
     if finished < args.pretraining_epochs:
+        crops = make_crops(args, pairs)
         generator.fit(
-            crops(args, pairs, finished),
+            crops,
             epochs=args.pretraining_epochs,
             initial_epoch=finished,
+            shuffle=False,
             verbose=1 if sys.stdout.isatty() else 2,
             callbacks=[
+                crops.follow(),
                 StopWhenNotFinite(),
                 quality(args, validation),
                 comparing.ComparisonSheet(folder, validation),
@@ -441,15 +445,15 @@ def load_pairs(args):
     return pairs, validation[:count].middle(480)
 
 
-def crops(args, pairs, epoch):
-    """The batches of a training from an epoch on."""
+def make_crops(args, pairs, before=0):
+    """The batches of a training, those of which follow others' epochs."""
     return photographs.Crops(
         pairs,
         args.crop,
         args.batch_size * args.critic_steps,
         args.steps_per_epoch,
         args.seed,
-        epoch,
+        before,
     )
 
 
