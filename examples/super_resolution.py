@@ -341,12 +341,14 @@ def train(args):
             steps_per_execution=args.steps_per_execution,
         )
         if args.pretrained is None:
+            # Like the GAN's: a file can only restore variables that exist.
             generator.compile(
                 make_pretraining_optimizer(args),
                 loss=f"mean_{_ORDERS[args.pixel_order]}_error",
                 jit_compile=True if args.jit else "auto",
                 steps_per_execution=args.steps_per_execution,
             )
+            generator.optimizer.build(generator.trainable_variables)
         else:
             load_weights_of(generator, args.pretrained)
     crops = make_crops(args, pairs, before=args.pretraining_epochs)
@@ -532,16 +534,19 @@ def make_pretraining_optimizer(args):
 
 def _halved(rate, steps, parts):
     """A learning rate that halves after each part of the steps."""
-    ends = [max(1, round(part * steps)) for part in sorted(parts)]
-    if not ends:
-        return rate
-    if not 0.0 < min(parts) <= max(parts) < 1.0 or len({*ends}) < len(ends):
+    if not all(0.0 < part < 1.0 for part in parts):
         raise ValueError(
-            "--halve-at takes different parts of a training, from 0 to 1, "
-            f"both exclusive. Received: {parts} of {steps} steps"
+            "--halve-at takes parts of a training, from 0 to 1, both "
+            f"exclusive. Received: {parts}"
         )
+    # In a short training several may fall on one step.
+    ends = sorted(max(1, round(part * steps)) for part in parts)
+    boundaries = sorted({*ends})
+    if not boundaries:
+        return rate
+    rates = [rate / 2 ** sum(e <= b for e in ends) for b in boundaries]
     return keras.optimizers.schedules.PiecewiseConstantDecay(
-        ends, [rate / 2**i for i in range(len(ends) + 1)]
+        boundaries, [rate, *rates]
     )
 
 

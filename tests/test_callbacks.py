@@ -404,3 +404,100 @@ def test_logged_norms_are_the_critics(tmp_path):
     np.testing.assert_allclose(
         row["norm/block_1_conv_1"], to_numpy(layer.kernel_norms[0].norm)
     )
+
+
+class TestImageQuality:
+    def images(self):
+        rng = np.random.default_rng(0)
+        inputs = rng.integers(256, size=(2, 60, 50, 3), dtype="uint8")
+        targets = inputs.repeat(2, axis=1).repeat(2, axis=2)
+        noise = rng.integers(-9, 10, targets.shape)
+        targets = np.clip(targets + noise, 0, 255).astype("uint8")
+        # Of different sizes, as photographs are.
+        return list(inputs[:1]) + [inputs[1, :55]], list(targets[:1]) + [
+            targets[1, :110]
+        ]
+
+    def model(self):
+        return keras.Sequential(
+            [keras.Input((None, None, 3)), keras.layers.UpSampling2D(2)]
+        )
+
+    def test_values(self):
+        inputs, targets = self.images()
+        callback = callbacks.ImageQuality(inputs, targets, crop=2)
+        values = callback.evaluate(self.model())
+        made = [x.repeat(2, axis=0).repeat(2, axis=1) for x in inputs]
+        quality = metrics.image_quality
+        expected = {
+            "psnr": [quality.psnr(a, b, 2) for a, b in zip(targets, made)],
+            "ssim": [quality.ssim(a, b, 2) for a, b in zip(targets, made)],
+            "niqe": [quality.niqe(b, crop=2) for b in made],
+        }
+        assert values.keys() == expected.keys()
+        for name, one_each in expected.items():
+            assert one_each[0] != one_each[1]
+            np.testing.assert_allclose(values[name], np.mean(one_each))
+
+    def test_logs(self):
+        inputs, targets = self.images()
+        callback = callbacks.ImageQuality(inputs, targets, every=2)
+        callback.set_model(self.model())
+        callback.set_params({"epochs": 3})
+        found = []
+        for epoch in range(3):
+            logs = {}
+            callback.on_epoch_end(epoch, logs)
+            found.append(set(logs))
+        assert found == [set(), {"psnr", "ssim", "niqe"}] + found[1:2]
+
+    def test_bad_arguments(self):
+        inputs, targets = self.images()
+        for arguments in ((inputs, targets[:1]), ([], [])):
+            with pytest.raises(ValueError, match="as many inputs as targets"):
+                callbacks.ImageQuality(*arguments)
+        with pytest.raises(ValueError, match="every=0"):
+            callbacks.ImageQuality(inputs, targets, every=0)
+
+
+def test_enlarge_cuts_off():
+    model = keras.Sequential(
+        [keras.Input((None, None, 3)), keras.layers.Rescaling(2.0)]
+    )
+    levels = np.arange(256, dtype="uint8").reshape(16, 16, 1).repeat(3, axis=2)
+    made = callbacks.enlarge(model, levels)
+    assert made.dtype == "uint8"
+    expected = np.clip(2.0 * levels - 127.5, 0, 255)
+    assert np.abs(made - expected).max() <= 0.5
+
+
+def test_training_log_of_a_plain_model(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    log = callbacks.TrainingLog(tmp_path)
+    checkpoint = callbacks.Checkpoint(tmp_path)
+    model.fit(
+        np.ones((4, 2)),
+        np.ones((4, 1)),
+        batch_size=2,
+        epochs=2,
+        verbose=0,
+        callbacks=[log, checkpoint],
+    )
+    rows = callbacks.read_log(tmp_path / "log.csv")
+    assert [row["step"] for row in rows] == [2, 4]
+    assert set(rows[0]) == {"epoch", "step", "seconds", "loss"}
+    assert checkpoint.finished_epochs() == 2
+
+
+@needs_gan
+def test_tensorboard_shows_another_picture(tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    picture = np.full((3, 5, 3), 7, "uint8")
+    board = callbacks.TensorBoard(tmp_path, picture=lambda model: picture)
+    fit(make_gan(), epochs=1, callbacks=[board])
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    (image,) = events.Images("samples")
+    assert (image.height, image.width) == (3, 5)

@@ -8,7 +8,7 @@ from keras import layers
 
 import keras_san
 from keras_san import SANConv2D, SANDense, SANWrapper, normalizers
-from keras_san.networks import biggan, sngan
+from keras_san.networks import biggan, sngan, srgan
 
 NETWORKS = {
     "cnn_generator": (sngan.generator, {"resolution": 16}),
@@ -19,6 +19,12 @@ NETWORKS = {
     "stl_critic": (sngan.resnet_critic, {"resolution": 48, "last_block": True}),
     "biggan_generator": (biggan.generator, {"resolution": 16}),
     "biggan_critic": (biggan.critic, {"resolution": 16}),
+    "sr_generator": (srgan.generator, {"scale": 2, "blocks": 2}),
+    "sr_critic": (srgan.critic, {"resolution": 32}),
+    "sr_critic_of_the_authors": (
+        srgan.critic,
+        {"resolution": 32, "batch_norm": True},
+    ),
 }
 FUNCTIONS = list(dict.fromkeys(f for f, _ in NETWORKS.values()))
 CRITICS = [sngan.critic, sngan.resnet_critic, biggan.critic]
@@ -39,12 +45,14 @@ def make(name, **kwargs):
 
 
 def some_inputs(model, n=3):
-    """Of each input of the model: floats, or labels."""
+    """Of each input of the model: floats, or labels; 6 x 6 if any size does."""
     rng = np.random.default_rng(1)
     arrays = [
         rng.integers(0, 10, n).astype("int32")
         if x.dtype == "int32"
-        else rng.uniform(-1, 1, (n, *x.shape[1:])).astype("float32")
+        else rng.uniform(-1, 1, (n, *(d or 6 for d in x.shape[1:]))).astype(
+            "float32"
+        )
         for x in model.inputs
     ]
     return arrays if len(arrays) > 1 else arrays[0]
@@ -396,7 +404,7 @@ def test_one_normalizer_in_the_whole_resnet_critic():
 
 
 @pytest.mark.parametrize("padding", ["circular", "same"])
-@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("critic", [*CRITICS, srgan.critic])
 def test_padding(critic, padding):
     model = critic(width=0.02, padding=padding)
     for layer in model.layers:
@@ -434,13 +442,14 @@ def test_default_initializers_of_resnets(name):
 
 @pytest.mark.parametrize("name", ["biggan_generator", "biggan_critic"])
 def test_default_initializers_of_biggan(name):
+    keras.utils.set_random_seed(0)
     function, settings = NETWORKS[name]
     model = function(width=0.5, **settings)
     for weight in model.trainable_weights:
         values = to_numpy(weight)
         if weight.name in ("kernel", "embeddings"):
-            deviation = 0.02 * 4 / np.sqrt(2 * values.size)
-            assert abs(values.std() - 0.02) < deviation, weight.path
+            deviation = 0.02 * 4 / np.sqrt(values.size)
+            assert abs(values.std() - 0.02) < deviation / 2**0.5, weight.path
             assert abs(values.mean()) < deviation, weight.path
         elif weight.name in ("bias", "beta"):
             assert not np.any(values)
@@ -589,3 +598,149 @@ def test_arguments_are_documented(network):
 def test_bad_width(network, width):
     with pytest.raises(ValueError, match=f"Received: width={width}"):
         network(width=width)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_parameter_counts_of_srgan(scale):
+    """Layer by layer; at 4 it is what the authors' code has."""
+    stages = {2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}[scale]
+    expected = 25 * 3 * 64 + 64 + 16 * 2 * 9 * 64 * 64
+    for factor in stages:
+        expected += 9 * 64 * 64 * factor**2 + 64 * factor**2
+    expected += 9 * 64 * 64 + 64 + 25 * 64 * 3 + 3
+    model = srgan.generator(scale)
+    assert trainable_parameters(model) == model.count_params() == expected
+    if scale == 4:
+        assert expected == 1_521_667
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_parameter_counts_of_the_srgan_critic(batch_norm):
+    expected, channels = 0, 3
+    for index, filters in enumerate((64, 128, 256, 512, 512)):
+        expected += (9 * channels + 16 * filters) * filters
+        expected += 2 * filters if index == 0 or not batch_norm else 0
+        expected += 4 * filters if batch_norm else 0
+        channels = filters
+    expected += 4 * 4 * 512 * 64 + 64 + 64 + 1
+    assert trainable_parameters(srgan.critic(batch_norm=batch_norm)) == expected
+
+
+def leaky(x):
+    return np.where(x > 0.0, x, 0.1 * x)
+
+
+def numpy_bilinear(x, scale):
+    for axis in (1, 2):
+        n = x.shape[axis]
+        places = (np.arange(n * scale) + 0.5) / scale - 0.5
+        places = np.clip(places, 0, n - 1)
+        low = np.minimum(places.astype(int), n - 2)
+        share = (places - low).reshape(
+            [-1 if i == axis else 1 for i in range(4)]
+        )
+        a, b = (np.take(x, low + i, axis=axis) for i in (0, 1))
+        x = (1.0 - share) * a + share * b
+    return x
+
+
+def numpy_shuffle(x, factor):
+    n, height, width, channels = x.shape
+    x = x.reshape(n, height, width, factor, factor, -1)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, height * factor, width * factor, -1)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_the_srgan_generator_in_numpy(scale):
+    model = srgan.generator(scale, width=0.05, blocks=2)
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.normal(0.0, 0.3, weight.shape))
+    images = rng.uniform(-1, 1, (2, 5, 7, 3)).astype("float32")
+
+    def conv(name, x):
+        return numpy_conv(model, name, x, "constant")
+
+    x = leaky(conv("conv_in", images))
+    for index in (1, 2):
+        y = relu(conv(f"block_{index}_conv_1", x))
+        x = x + conv(f"block_{index}_conv_2", y)
+    factors = {2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}[scale]
+    for index, factor in enumerate(factors):
+        x = conv(f"enlarge_{index + 1}", x)
+        x = leaky(numpy_shuffle(x, factor))
+    x = conv("conv_out", leaky(conv("conv_hidden", x)))
+    expected = x + numpy_bilinear(images, scale)
+    np.testing.assert_allclose(
+        to_numpy(model(images)), expected, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_srgan_generator_starts_as_bilinear_interpolation():
+    keras.utils.set_random_seed(0)
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 12, 12, 3))
+    model = srgan.generator()
+    expected = numpy_bilinear(images, 4)
+    difference = to_numpy(model(images.astype("float32"))) - expected
+    assert 0.0 < difference.std() < 0.3 * expected.std()
+
+
+def test_the_srgan_critic_in_numpy():
+    model = make("sr_critic")
+    images = some_inputs(model)
+    x = images
+    for index in range(5):
+        x = leaky(numpy_conv(model, f"conv_{index + 1}_1", x, "wrap"))
+        kernel, bias = affine(model, f"conv_{index + 1}_2")
+        size = x.shape[1]
+        x = np.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)), "wrap")
+        x = leaky(
+            bias
+            + sum(
+                x[:, i : i + size : 2, j : j + size : 2] @ kernel[i, j]
+                for i, j in np.ndindex(4, 4)
+            )
+        )
+    x = leaky(numpy_dense(model, "dense_1", x.reshape(len(x), -1)))
+    np.testing.assert_allclose(
+        to_numpy(model(images)),
+        numpy_dense(model, "dense_2", x),
+        rtol=2e-3,
+        atol=2e-4,
+    )
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_what_batch_normalization_cancels(batch_norm):
+    """The size of a kernel behind which it stands."""
+    keras.utils.set_random_seed(0)
+    critic = srgan.critic(32, width=0.1, normalizer=None, batch_norm=batch_norm)
+    images = np.random.default_rng(0).normal(size=(8, 32, 32, 3))
+    before = to_numpy(critic(images.astype("float32"), training=True))
+    for index in range(1, 6):
+        for place in (1, 2):
+            layer = critic.get_layer(f"conv_{index}_{place}")
+            layer.kernel.assign(3.0 * layer.kernel)
+    after = to_numpy(critic(images.astype("float32"), training=True))
+    assert np.allclose(before, after, rtol=0.01, atol=0.01) == batch_norm
+
+
+@pytest.mark.parametrize("normalizer", ["san", "bssn", None])
+def test_what_the_srgan_critic_normalizes(normalizer):
+    found = normalized_layers(srgan.critic(32, 1, 0.02, normalizer))
+    assert len(found) == 12
+    kind = type(normalizers.get(normalizer))
+    assert {type(n) for n in found.values()} == {kind}
+
+
+@pytest.mark.parametrize("scale", [1, 5, 16])
+def test_scales_of_srgan(scale):
+    with pytest.raises(ValueError, match=f"scale={scale}"):
+        srgan.generator(scale)
+
+
+@pytest.mark.parametrize("resolution", [0, 16, 48])
+def test_resolutions_of_the_srgan_critic(resolution):
+    with pytest.raises(ValueError, match=f"resolution={resolution}"):
+        srgan.critic(resolution)

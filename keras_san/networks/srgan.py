@@ -7,7 +7,6 @@ Reference:
 """
 
 import keras
-import numpy as np
 from keras import layers, ops
 
 from keras_san.layers import SANConv2D, SANDense
@@ -81,41 +80,24 @@ def generator(scale=4, channels=3, width=1.0, blocks=16):
         x = activation(ops.depth_to_space(x, factor))
     x = activation(convolution(hidden, 3, "conv_hidden")(x))
     x = convolution(channels, 5, "conv_out", 0.1)(x)
-    enlarged = BilinearUpsampling(scale, name="enlarge_images")(images)
-    return keras.Model(images, layers.Add()([x, enlarged]), name="generator")
+    x = layers.Add()([x, _enlarge(images, scale)])
+    return keras.Model(images, x, name="generator")
 
 
-@keras.saving.register_keras_serializable("keras_san")
-class BilinearUpsampling(layers.Layer):
-    """Enlarges images of any size, bilinearly.
+def _enlarge(images, scale):
+    """Bilinear interpolation of images of any size.
 
-    As `keras.layers.UpSampling2D(scale, interpolation="bilinear")`, which on
-    TensorFlow needs to know the size of the images when it is traced.
-
-    Args:
-        scale: Int >= 1, the factor on height and width.
-        **kwargs: As those of `keras.layers.Layer`.
+    That is what `layers.UpSampling2D(scale, interpolation="bilinear")` makes,
+    which in a TensorFlow graph has to know the size. A mean of `scale` equal
+    pixels and their neighbours interpolates linearly; where `scale` is even
+    it lies between two pixels, and a mean of two puts it right.
     """
-
-    def __init__(self, scale, **kwargs):
-        super().__init__(**kwargs)
-        self.scale = scale
-
-    def call(self, images):
-        # The weights of three neighbours in each of the `scale` new pixels.
-        centres = (np.arange(self.scale) + 0.5) / self.scale - 0.5
-        taps = np.maximum(0.0, 1.0 - np.abs(centres[:, None] - [-1, 0, 1]))
-        channels = images.shape[-1]
-        kernel = np.einsum("pi,qj,cd->ijcpqd", taps, taps, np.eye(channels))
-        kernel = ops.convert_to_tensor(
-            kernel.reshape(3, 3, channels, -1), self.compute_dtype
-        )
-        edges = [[0, 0], [1, 1], [1, 1], [0, 0]]
-        x = ops.conv(ops.pad(images, edges, mode="symmetric"), kernel)
-        return ops.depth_to_space(x, self.scale)
-
-    def get_config(self):
-        return {**super().get_config(), "scale": self.scale}
+    edges = [[0, 0], [1, 1], [1, 1], [0, 0]]
+    x = ops.pad(images, edges, mode="symmetric")
+    x = layers.UpSampling2D(scale)(x)
+    x = layers.Cropping2D((scale + 1) // 2)(x)
+    x = layers.AveragePooling2D(scale, strides=1)(x)
+    return x if scale % 2 else layers.AveragePooling2D(2, strides=1)(x)
 
 
 def critic(
