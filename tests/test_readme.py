@@ -35,13 +35,14 @@ pytestmark = pytest.mark.skipif(
 def test_snippets(tmp_path, monkeypatch):
     """In the order of the page: each may use what came before."""
     monkeypatch.chdir(tmp_path)
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 7
     keras.utils.clear_session()  # As in the fresh process of a reader.
     namespace = {}
     for text in PYTHON:
         exec(compile(text, "README.md", "exec"), namespace)
     assert namespace["critic"].output_shape == (None, 1)
     assert namespace["samples"].shape == (16, 32, 32, 3)
+    assert namespace["enlarged"].shape == (8, 64, 64, 3)
     assert os.path.exists(tmp_path / "gan.keras")
     assert os.path.exists(tmp_path / "generator" / "saved_model.pb")
 
@@ -49,7 +50,7 @@ def test_snippets(tmp_path, monkeypatch):
 def test_there_is_nothing_else():
     """`.ci/run` runs the test command; the examples are run below."""
     assert [line.split()[0] for line in SHELL] == (
-        ["python3"] * 2 + [".venv/bin/python"] * 6 + ["KERAS_BACKEND=jax"]
+        ["python3"] * 2 + [".venv/bin/python"] * 9 + ["KERAS_BACKEND=jax"]
     )
     for command in SHELL[:2]:
         assert command.startswith(
@@ -114,3 +115,30 @@ def test_example_commands(tmp_path):
         "generator",
         "gan.keras",
     } <= set(files)
+
+
+def test_super_resolution_commands(tmp_path):
+    """Each as it stands, but short, and on a photograph that is at hand."""
+    runs = tmp_path / "runs" / "photographs-san"
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    photograph = tmp_path / "path" / "to" / "photograph.jpg"
+    Image.new("RGB", (30, 20), (200, 100, 50)).save(photograph)
+    commands = [c for c in SHELL if "-m examples.super_resolution" in c]
+    assert len(commands) == 3
+    short = ["--steps-per-epoch", "2", "--pretraining-epochs", "1"]
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        if "train" in arguments:
+            arguments += [*short, "--epochs", "1"]
+        run = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": ROOT},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    assert (runs / "comparison.png").exists()
+    assert (runs / "evaluation-photographs.csv").exists()
+    with Image.open(tmp_path / "upscaled" / "photograph.jpg") as image:
+        assert image.size == (120, 80)
