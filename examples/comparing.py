@@ -37,6 +37,9 @@ def evaluate(pairs, models, crop, niqe_model=None):
         A dict from names, `"bicubic"` the first and `"truth"` the last, to
         arrays `(photographs, 3)` of PSNR in dB, SSIM and NIQE; and a dict of
         the enlarged photographs, lists of uint8 arrays.
+
+    Raises:
+        ValueError: if a photograph cannot be measured, as it is too small.
     """
     made = {"bicubic": [imresize(low, pairs.scale) for low in pairs.small]}
     for name, model in models.items():
@@ -45,19 +48,23 @@ def evaluate(pairs, models, crop, niqe_model=None):
             for low in pairs.small
         ]
     made["truth"] = pairs.large
-    scores = {
-        name: np.array(
-            [
-                [
-                    image_quality.psnr(truth, image, crop),
-                    image_quality.ssim(truth, image, crop),
-                    image_quality.niqe(image, niqe_model, crop),
-                ]
-                for truth, image in zip(pairs.large, images)
-            ]
-        )
-        for name, images in made.items()
-    }
+    scores = {}
+    for method, images in made.items():
+        rows = []
+        for name, truth, image in zip(pairs.names, pairs.large, images):
+            try:
+                rows.append(
+                    [
+                        image_quality.psnr(truth, image, crop),
+                        image_quality.ssim(truth, image, crop),
+                        image_quality.niqe(image, niqe_model, crop),
+                    ]
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"{name!r} by {method} cannot be measured: {error}"
+                ) from error
+        scores[method] = np.array(rows)
     return scores, made
 
 

@@ -306,6 +306,11 @@ def main(argv=None):
 
 def train(args):
     """Pretrains a generator by the pixel loss, then trains it with a critic."""
+    if args.strategy == "multi_worker":
+        raise ValueError(
+            "This example trains in one process. Received: --strategy "
+            "multi_worker"
+        )
     scope = runs.strategy_scope(args.strategy)
     for name in ("epochs", "steps_per_epoch", "batch_size", "crop"):
         check_count(name, getattr(args, name))
@@ -352,15 +357,20 @@ def train(args):
         else:
             load_weights_of(generator, args.pretrained)
     crops = make_crops(args, pairs, before=args.pretraining_epochs)
-    if gan.is_chief:
-        # Only now, that nothing about the arguments can be wrong any more.
-        run.begin()
+    quality = callbacks.ImageQuality(
+        validation.small,
+        validation.large,
+        crop=args.scale,
+        niqe_model=args.niqe_model,
+    )
+    # Only now, that nothing about the arguments can be wrong any more.
+    run.begin()
     pretrained = run.path("pretrained.keras")
     if args.pretrained is None and not os.path.exists(pretrained):
-        pretrain(args, run, generator, pairs, validation)
+        pretrain(args, run, generator, pairs, validation, quality)
     if os.path.exists(pretrained):
         load_weights_of(generator, pretrained)
-    elif gan.is_chief:
+    else:
         save_network(generator, pretrained)
     gan.generator.set_weights(generator.get_weights())
     if gan.averaged_generator is not None:
@@ -377,7 +387,7 @@ def train(args):
         verbose=1 if sys.stdout.isatty() else 2,
         callbacks=[
             crops.follow(),
-            quality(args, validation),
+            quality,
             sheet,
             callbacks.TrainingLog(run.folder),
             callbacks.TensorBoard(
@@ -387,16 +397,14 @@ def train(args):
             run.checkpoint,
         ],
     )
-    if gan.is_chief:
-        save_network(
-            gan.averaged_generator or gan.generator, run.path("generator.keras")
-        )
-        print(f"Look at {run.path('comparison.png')}")
-        print(f"The generator is {run.path('generator.keras')}")
+    network = gan.averaged_generator or gan.generator
+    save_network(network, run.path("generator.keras"))
+    print(f"Look at {run.path('comparison.png')}")
+    print(f"The generator is {run.path('generator.keras')}")
     return 0
 
 
-def pretrain(args, run, generator, pairs, validation):
+def pretrain(args, run, generator, pairs, validation, quality):
     """Trains the generator by the pixel loss alone, in a folder of its own."""
     folder = run.path("pretraining")
     checkpoint = callbacks.Checkpoint(os.path.join(folder, "checkpoint"))
@@ -412,7 +420,7 @@ def pretrain(args, run, generator, pairs, validation):
             callbacks=[
                 crops.follow(),
                 StopWhenNotFinite(),
-                quality(args, validation),
+                quality,
                 comparing.ComparisonSheet(folder, validation),
                 callbacks.TrainingLog(folder),
                 checkpoint,
@@ -456,16 +464,6 @@ def make_crops(args, pairs, before=0):
         args.steps_per_epoch,
         args.seed,
         before,
-    )
-
-
-def quality(args, validation):
-    """The callback that measures."""
-    return callbacks.ImageQuality(
-        validation.small,
-        validation.large,
-        crop=args.scale,
-        niqe_model=args.niqe_model,
     )
 
 

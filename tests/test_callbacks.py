@@ -458,6 +458,20 @@ class TestImageQuality:
                 callbacks.ImageQuality(*arguments)
         with pytest.raises(ValueError, match="every=0"):
             callbacks.ImageQuality(inputs, targets, every=0)
+        with pytest.raises(ValueError, match="96x96 pixels must remain"):
+            callbacks.ImageQuality(inputs, targets, crop=10)
+
+    def test_what_has_no_structure_has_no_niqe(self):
+        inputs, targets = self.images()
+        model = keras.Sequential(
+            [
+                keras.Input((None, None, 3)),
+                keras.layers.UpSampling2D(2),
+                keras.layers.Rescaling(0.0),
+            ]
+        )
+        values = callbacks.ImageQuality(inputs, targets).evaluate(model)
+        assert np.isnan(values["niqe"]) and np.isfinite(values["psnr"])
 
 
 def test_enlarge_cuts_off():

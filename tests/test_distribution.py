@@ -175,6 +175,21 @@ def make_gan(form, num_classes=None, **settings):
     # steps in directions that differ from run to run.
     gan.compile(keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05))
     return gan
+
+def make_paired():
+    inputs = keras.Input((3, 3, 2))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    generator = keras.Model(inputs, layers.Conv2DTranspose(2, 2, 2)(x))
+    # It looks at windows, which all replicas have to take at one place.
+    critic = keras.Sequential([
+        keras.Input((4, 4, 2)), SANConv2D(4, 3), layers.LeakyReLU(0.1),
+        layers.Flatten(), SANDense(1),
+    ])
+    gan = keras_san.PairedGAN(
+        generator, critic, [keras_san.losses.PixelLoss()], seed=3
+    )
+    gan.compile(keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05))
+    return gan
 """
 
 GANS = """
@@ -186,13 +201,19 @@ CASES = {
         "form": "divide", "penalty": keras_san.losses.GradientPenalty()
     },
 }
-for name, settings in CASES.items():
+for name, settings in [*CASES.items(), ("paired", None)]:
     for device, strategy in (("one", None), ("two", mirrored)):
         keras.utils.set_random_seed(0)
         with scope(strategy):
-            gan = make_gan(**settings)
-        history = gan.fit(batches(images(36)), epochs=2, verbose=0)
-        results[f"{name}/{device}/generated"] = gan.generate(4, seed=0)
+            gan = make_gan(**settings) if settings else make_paired()
+        if settings:
+            history = gan.fit(batches(images(36)), epochs=2, verbose=0)
+            generated = gan.generate(4, seed=0)
+        else:
+            pairs = images(36)[:, ::2, ::2], images(36)
+            history = gan.fit(batches(*pairs), epochs=2, verbose=0)
+            generated = gan.generate(pairs[0][:4])
+        results[f"{name}/{device}/generated"] = generated
         keep(f"{name}/{device}", strategy, gan, history)
 
 np.savez(sys.argv[1], **results)
@@ -445,7 +466,7 @@ def test_gans(tmp_path):
     command = [tmp_path / "results.npz"], {}
     (results,) = run(START + MIRRORED + NETWORKS + GANS, command)
     names = {key.split("/")[0] for key in results}
-    assert names == {"divide", "project", "average", "penalty"}
+    assert names == {"divide", "project", "average", "penalty", "paired"}
     for name in names:
         check(results, name)
         for key in ("critic_loss", "generator_loss", "real_logit"):

@@ -734,6 +734,24 @@ def test_what_the_srgan_critic_normalizes(normalizer):
     assert {type(n) for n in found.values()} == {kind}
 
 
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_the_srgan_generator_has_all_levels_in_half_precision(dtype):
+    keras.config.set_dtype_policy(dtype)
+    try:
+        model = srgan.generator(2, width=0.1, blocks=1)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+    images = np.linspace(-1, 1, 256, dtype="float32").reshape(1, 16, 16, 1)
+    images = images.repeat(3, axis=3)
+    made = model(images)
+    assert keras.backend.standardize_dtype(made.dtype) == "float32"
+    np.testing.assert_allclose(
+        to_numpy(made), numpy_bilinear(images, 2), atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("scale", [1, 5, 16])
 def test_scales_of_srgan(scale):
     with pytest.raises(ValueError, match=f"scale={scale}"):

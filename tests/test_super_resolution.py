@@ -265,6 +265,8 @@ def test_an_error_is_one_line(tmp_path):
         (["--validation-photographs", "0"], "validation_photographs=0"),
         (["--pretrained", "missing.keras"], "no such file.*missing.keras"),
         (["--pretrained", "setup.cfg"], "no Keras model.*setup.cfg"),
+        (["--niqe-model", "setup.cfg"], "NIQE model.*setup.cfg"),
+        (["--strategy", "multi_worker"], "--strategy multi_worker"),
         (["--resume"], "no run to resume"),
     ],
 )
@@ -293,6 +295,9 @@ def test_networks_to_evaluate(tmp_path, folder):
     with pytest.raises(ValueError, match="no such file.*pretrained.keras"):
         super_resolution.main([*arguments, "--run", str(tmp_path)])
     assert super_resolution.main([*arguments, *network, "--scale", "2"]) == 0
+    network += ["--scale", "2", "--crop", "30"]
+    with pytest.raises(ValueError, match="'0' by bicubic.*96x96"):
+        super_resolution.main([*arguments, *network])
 
 
 def test_published_values_of_bicubic_interpolation():

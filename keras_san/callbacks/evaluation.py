@@ -109,7 +109,8 @@ class ImageQuality(keras.callbacks.Callback):
 
     It adds `psnr`, `ssim` and `niqe`, means over the images, to the logs of
     an epoch, where callbacks behind it, the history and the progress bar find
-    them. The model is a `keras_san.PairedGAN` or its generator alone.
+    them. The model is a `keras_san.PairedGAN` or its generator alone. While
+    it puts out an image without any structure, `niqe` is NaN.
 
     Args:
         inputs: List of uint8 arrays `(height, width, channels)`.
@@ -121,7 +122,7 @@ class ImageQuality(keras.callbacks.Callback):
 
     Raises:
         ValueError: if there are no images, or not as many of both, or `every`
-            is below 1.
+            is below 1, or a target cannot be measured, as it is too small.
     """
 
     def __init__(self, inputs, targets, crop=0, every=1, niqe_model=None):
@@ -132,6 +133,10 @@ class ImageQuality(keras.callbacks.Callback):
                 "Give as many inputs as targets, and at least one. Received: "
                 f"{len(inputs)} inputs and {len(targets)} targets"
             )
+        for target in targets:
+            # Now: at the end of an epoch it would cost that epoch.
+            image_quality.ssim(target, target, crop)
+            image_quality.niqe(target, niqe_model, crop)
         self.inputs = inputs
         self.targets = targets
         self.crop = crop
@@ -156,13 +161,13 @@ class ImageQuality(keras.callbacks.Callback):
         values = []
         for image, target in zip(self.inputs, self.targets):
             made = enlarge(model, image)
-            values.append(
-                [
-                    image_quality.psnr(target, made, self.crop),
-                    image_quality.ssim(target, made, self.crop),
-                    image_quality.niqe(made, self.niqe_model, self.crop),
-                ]
-            )
+            psnr = image_quality.psnr(target, made, self.crop)
+            ssim = image_quality.ssim(target, made, self.crop)
+            try:
+                niqe = image_quality.niqe(made, self.niqe_model, self.crop)
+            except ValueError:  # It is flat: all else has been checked.
+                niqe = np.nan
+            values.append([psnr, ssim, niqe])
         means = np.mean(values, axis=0)
         return dict(zip(("psnr", "ssim", "niqe"), map(float, means)))
 

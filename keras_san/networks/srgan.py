@@ -80,11 +80,13 @@ def generator(scale=4, channels=3, width=1.0, blocks=16):
         x = activation(ops.depth_to_space(x, factor))
     x = activation(convolution(hidden, 3, "conv_hidden")(x))
     x = convolution(channels, 5, "conv_out", 0.1)(x)
-    x = layers.Add()([x, _enlarge(images, scale)])
+    # Half precision has fewer levels than an image.
+    precise = keras.config.dtype_policy().variable_dtype
+    x = layers.Add(dtype=precise)([x, _enlarge(images, scale, precise)])
     return keras.Model(images, x, name="generator")
 
 
-def _enlarge(images, scale):
+def _enlarge(images, scale, dtype):
     """Bilinear interpolation of images of any size.
 
     That is what `layers.UpSampling2D(scale, interpolation="bilinear")` makes,
@@ -94,10 +96,12 @@ def _enlarge(images, scale):
     """
     edges = [[0, 0], [1, 1], [1, 1], [0, 0]]
     x = ops.pad(images, edges, mode="symmetric")
-    x = layers.UpSampling2D(scale)(x)
-    x = layers.Cropping2D((scale + 1) // 2)(x)
-    x = layers.AveragePooling2D(scale, strides=1)(x)
-    return x if scale % 2 else layers.AveragePooling2D(2, strides=1)(x)
+    x = layers.UpSampling2D(scale, dtype=dtype)(x)
+    x = layers.Cropping2D((scale + 1) // 2, dtype=dtype)(x)
+    x = layers.AveragePooling2D(scale, strides=1, dtype=dtype)(x)
+    if scale % 2:
+        return x
+    return layers.AveragePooling2D(2, strides=1, dtype=dtype)(x)
 
 
 def critic(
