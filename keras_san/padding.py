@@ -1,11 +1,13 @@
 """Circular padding, under which Lemma 1 is exact."""
 
 import functools
+import inspect
 import math
 
 import keras
 from keras import ops
 
+from keras_san import fourier
 from keras_san.checks import require
 
 TRANSPOSED = (
@@ -155,7 +157,17 @@ def _amounts_and_offsets(layer):
 
 
 def call_circular(layer, call, inputs):
-    """Runs `call(inputs)` as if images continued periodically."""
+    """Runs `call(inputs)` as if images continued periodically.
+
+    Args:
+        layer: A convolution of Keras that runs with `padding="valid"`.
+        call: Its `call`, or what calls that.
+        inputs: Tensor.
+    """
+    if _has_transform(layer, call, inputs) and fourier.is_faster(
+        inputs, layer.kernel, layer.strides
+    ):
+        return _call_transformed(layer, inputs)
     amounts, offsets = _amounts_and_offsets(layer)
     first = 1 if layer.data_format == "channels_last" else 2
     if offsets is None:
@@ -174,6 +186,35 @@ def call_circular(layer, call, inputs):
         after = (sum(pair) - 1) * stride + reach - offset
         index[first + axis] = slice(offset, -after if after else None)
     return outputs[tuple(index)]
+
+
+def _has_transform(layer, call, inputs):
+    """Whether the call can be replaced by `_call_transformed`.
+
+    Symbolic models have only what Keras can save without this package.
+    """
+    plain = keras.layers.Conv2D
+    if not isinstance(layer, plain) or isinstance(inputs, keras.KerasTensor):
+        return False
+    methods = (
+        call if inspect.ismethod(call) else layer.call,
+        layer.convolution_op,
+    )
+    return (
+        [getattr(method, "__func__", None) for method in methods]
+        == [plain.call, plain.convolution_op]
+        and layer.groups == 1
+        and set(layer.dilation_rate) == {1}
+        and layer.data_format == "channels_last"
+    )
+
+
+def _call_transformed(layer, inputs):
+    """The call of a `keras.layers.Conv2D`, but for the convolution."""
+    outputs = fourier.circular_convolution(inputs, layer.kernel, layer.strides)
+    if layer.use_bias:
+        outputs = ops.add(outputs, layer.bias)
+    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 def _read(layer, axis, pair, extent):
