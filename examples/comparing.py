@@ -98,35 +98,29 @@ def draw_perception_distortion(scores, path, published=False):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     points = {name: v.mean(axis=0) for name, v in scores.items()}
     points.pop("truth")
     for axes, place, label in zip(panels, (1, 0), ("SSIM", "PSNR, dB")):
         for name, values in points.items():
-            axes.plot(values[place], values[2], "o")
-            axes.annotate(
-                name,
-                (values[place], values[2]),
-                xytext=(4, 4),
-                textcoords="offset points",
-            )
-        axes.margins(0.3, 0.1)  # Room for the names.
+            axes.plot(values[place], values[2], "o", markersize=9, label=name)
         axes.set_xlabel(f"{label} (distortion: more is better)")
         axes.grid(alpha=0.3)
     if published:
-        for name, (psnr, niqe) in PUBLISHED.items():
-            panels[1].plot(psnr, niqe, "x", color="grey")
-            panels[1].annotate(
-                f"{name} (published)",
-                (psnr, niqe),
-                color="grey",
-                fontsize="small",
-                xytext=(4, -10),
-                textcoords="offset points",
+        for marker, (name, values) in zip("x+*^sD", PUBLISHED.items()):
+            panels[1].plot(
+                *values,
+                marker,
+                color="black",
+                fillstyle="none",
+                label=f"{name} (published)",
             )
     panels[0].set_ylabel("NIQE (perception: less is better)")
+    panels[1].legend(
+        fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     figure.savefig(path, dpi=110)
 
 

@@ -439,9 +439,7 @@ def load_pairs(args):
     pairs = photographs.load(args.data, small=args.small, **settings)
     count = args.validation_photographs
     check_count("validation_photographs", count)
-    if args.validation is not None:
-        validation = photographs.load(args.validation, **settings)
-    elif os.path.isdir(args.data):
+    if args.validation is None and os.path.isdir(args.data):
         if len(pairs) <= count:
             raise ValueError(
                 "Of a folder --validation-photographs are set apart, and "
@@ -451,7 +449,8 @@ def load_pairs(args):
             )
         pairs, validation = pairs[:-count], pairs[-count:]
     else:
-        validation = photographs.load(args.data, split="validation", **settings)
+        name = args.validation or args.data
+        validation = photographs.load(name, split="validation", **settings)
     return pairs, validation[:count].middle(480)
 
 

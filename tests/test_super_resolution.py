@@ -277,6 +277,21 @@ def test_bad_arguments(tmp_path, monkeypatch, arguments, expected):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_is_trained_and_measured_on(folder):
+    def loaded(*arguments):
+        args = super_resolution.parse(["train", *map(str, arguments)])
+        pairs, validation = super_resolution.load_pairs(args)
+        return pairs.names, validation.names
+
+    assert loaded("--data", folder) == (["0", "1"], ["2", "3", "4", "5"])
+    apart = ["--data", folder, "--validation-photographs", "1"]
+    assert loaded(*apart) == (["0", "1", "2", "3", "4"], ["5"])
+    both = ["--data", folder, "--validation", "photographs"]
+    assert loaded(*both) == (list("012345"), ["chelsea"])
+    bundled, held_out = loaded()
+    assert len(bundled) == 9 and held_out == ["chelsea"]
+
+
 @needs_training
 def test_a_folder_of_too_few(tmp_path, folder):
     with pytest.raises(ValueError, match="6 in .*--validation-photographs 6"):
