@@ -115,7 +115,7 @@ def draw_perception_distortion(scores, path, published=False):
                 marker,
                 color="black",
                 fillstyle="none",
-                label=f"{name} (published)",
+                label=f"{name} (published, BSD100)",
             )
     panels[0].set_ylabel("NIQE (perception: less is better)")
     panels[1].legend(

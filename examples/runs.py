@@ -32,7 +32,8 @@ def add_arguments(parser):
     add(
         "--resume",
         action="store_true",
-        help="go on with a run that was interrupted, or train it for longer",
+        help="go on with a run that was interrupted, or, where no learning "
+        "rate falls by the length of the training, train it for longer",
     )
     add("--seed", type=int, default=0)
     add(
@@ -186,9 +187,12 @@ class Run:
             if before.get(name) != now.get(name)
         }
         if differing:
+            free = (
+                "" if "epochs" in now else " (and as many --epochs as you like)"
+            )
             raise ValueError(
-                "A run is resumed with the settings that it began with (and as "
-                f"many --epochs as you like). Received: {differing}"
+                "A run is resumed with the settings that it began with"
+                f"{free}. Received: {differing}"
             )
 
     def path(self, *names):

@@ -34,6 +34,7 @@ _PAPER = {
     "pixel_weight": 0.01,
     "adversarial_weight": 0.1,
     "pixel_order": 2,
+    "batch_norm": False,
     "learning_rate": 2e-4,
     "pretraining_rate": 2e-4,
     "generator_betas": [0.5, 0.9],
@@ -49,9 +50,11 @@ _PAPER = {
 _AUTHORS = {
     "pixel_weight": 1.0,
     "pixel_order": 1,
+    "batch_norm": True,
     "generator_betas": [0.9, 0.99],
     "halve_at": [0.3, 0.6, 0.9],
     "batch_size": 16,
+    "pretraining_epochs": 800,
 }
 _SMALL = {
     "width": 0.5,
@@ -166,9 +169,10 @@ def _add_training(parser):
         "--preset",
         default="small",
         choices=PRESETS,
-        help="small: for trying things out; paper and authors: the settings "
-        "of the SAN paper, and of its authors' code. What follows changes a "
-        "single one",
+        help="small: for trying things out; paper: the settings of the SAN "
+        "paper; authors: those of its authors' code, but for the noise on "
+        "images, and for the gain and the interval of SAN, which their batch "
+        "normalization cancels. What follows changes a single one",
     )
     add("--scale", type=int, default=4, choices=[2, 3, 4, 8])
     add("--width", type=float, help="factor on the generator's channels")
@@ -189,7 +193,7 @@ def _add_training(parser):
     add("--normalizer-scale", type=float, help="factor on the kernels")
     add(
         "--batch-norm",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="the authors' critic, in which it makes no difference by what "
         "convolutions are divided",
     )
@@ -263,7 +267,10 @@ def _add_evaluation(parser):
         type=int,
         help="pixels at each border that do not count (default: the scale)",
     )
-    add("--output", help="folder of table and figures (default: that of --run)")
+    add(
+        "--output",
+        help="folder of table and figures (default: that of the network)",
+    )
 
 
 def _add_upscaling(parser):
@@ -306,6 +313,11 @@ def main(argv=None):
 
 def train(args):
     """Pretrains a generator by the pixel loss, then trains it with a critic."""
+    if keras.config.backend() == "torch":
+        raise ValueError(
+            "Networks are trained on TensorFlow and JAX, measured and used on "
+            "PyTorch, too. Received: the Keras backend torch"
+        )
     if args.strategy == "multi_worker":
         raise ValueError(
             "This example trains in one process. Received: --strategy "
@@ -450,8 +462,10 @@ def load_pairs(args):
         pairs, validation = pairs[:-count], pairs[-count:]
     else:
         name = args.validation or args.data
-        validation = photographs.load(name, split="validation", **settings)
-    return pairs, validation[:count].middle(480)
+        validation = photographs.load(
+            name, split="validation", limit=count, **settings
+        )
+    return pairs, validation.middle(480)
 
 
 def make_crops(args, pairs, before=0):
@@ -603,7 +617,7 @@ def evaluate(args):
         os.path.join(args.run, name)
         for name in ("pretrained.keras", "generator.keras")
     ]
-    models = {_short(path): load_network(path) for path in paths}
+    models = dict(zip(_short(paths), map(load_network, paths)))
     pairs = photographs.load(
         args.data,
         split="validation",
@@ -624,7 +638,7 @@ def evaluate(args):
     crop = args.scale if args.crop is None else args.crop
     scores, made = comparing.evaluate(pairs, models, crop, args.niqe_model)
     dataset = os.path.basename(os.path.normpath(args.data))
-    output = args.output or args.run
+    output = args.output or os.path.dirname(paths[0]) or "."
     os.makedirs(output, exist_ok=True)
     path = os.path.join(output, f"evaluation-{dataset}")
     print(
@@ -643,10 +657,18 @@ def evaluate(args):
     return 0
 
 
-def _short(path):
-    """A name that tells apart networks of several runs."""
-    parts = os.path.splitext(os.path.abspath(path))[0].split(os.sep)
-    return "/".join(parts[-2:])
+def _short(paths):
+    """Names as short as tells networks of several runs apart."""
+    parts = [
+        os.path.splitext(os.path.abspath(p))[0].split(os.sep) for p in paths
+    ]
+    for length in range(2, 2 + max(map(len, parts))):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len({*names}) == len(names):
+            return names
+    raise ValueError(
+        f"Each network is measured once. Received: --generator {paths}"
+    )
 
 
 def upscale(args):

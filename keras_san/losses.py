@@ -220,6 +220,8 @@ class PerceptualLoss:
     ):
         check_positive("weight", weight)
         self.weight = weight
+        if isinstance(extractor, os.PathLike):
+            extractor = os.fspath(extractor)
         self.extractor = extractor
         self.layers = layers
         self.activated = activated
@@ -283,14 +285,14 @@ def _feature_network(extractor):
     if extractor == "vgg19":
         model = keras.applications.VGG19(include_top=False, weights="imagenet")
         return model, preprocess_vgg
-    if not isinstance(extractor, (str, os.PathLike)):
+    if not isinstance(extractor, str):
         raise ValueError(
             "`extractor` must be 'vgg19', the path of a file, or a "
             "`keras.Model`, which is not saved with a GAN: build the GAN "
             "anew, and load its weights only. "
             f"Received: extractor={extractor!r}"
         )
-    path = os.fspath(extractor)
+    path = extractor
     if not os.path.isfile(path):
         raise ValueError(
             "There is no such file of weights or of a model. "

@@ -213,6 +213,10 @@ for name, settings in [*CASES.items(), ("paired", None)]:
             pairs = images(36)[:, ::2, ::2], images(36)
             history = gan.fit(batches(*pairs), epochs=2, verbose=0)
             generated = gan.generate(pairs[0][:4])
+            # The generator alone, as a pretraining has it.
+            level = np.full((3, 3, 2), 200, "uint8")
+            made = keras_san.callbacks.enlarge(gan.generator, level)
+            assert made.shape == (6, 6, 2)
         results[f"{name}/{device}/generated"] = generated
         keep(f"{name}/{device}", strategy, gan, history)
 

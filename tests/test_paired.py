@@ -6,7 +6,7 @@ import pytest
 from helpers import BACKEND, ignore_torch_copies, to_numpy
 from keras import layers
 
-from keras_san import PairedGAN, SANConv2D, SANDense, losses
+from keras_san import PairedGAN, SANConv2D, SANDense, callbacks, losses
 
 needs_training = pytest.mark.skipif(
     BACKEND == "torch",
@@ -109,9 +109,7 @@ class TestContentLosses:
     def test_a_file_of_a_model(self, tmp_path):
         model = extractor()
         model.save(tmp_path / "judge.keras")
-        loss = losses.PerceptualLoss(
-            1.0, str(tmp_path / "judge.keras"), "second"
-        )
+        loss = losses.PerceptualLoss(1.0, tmp_path / "judge.keras", "second")
         config = keras.saving.serialize_keras_object(loss)
         again = keras.saving.deserialize_keras_object(config)
         expected = losses.PerceptualLoss(1.0, model, "second")
@@ -345,6 +343,39 @@ def test_bad_networks():
     )
     with pytest.raises(ValueError, match=r"3\).*\(None, 8, 8, 1\)"):
         PairedGAN(gan.generator, grey)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about tf.data")
+def test_images_of_an_unknown_size():
+    import tensorflow as tf
+
+    spec = tf.TensorSpec((None, None, None, 3))
+    gan = make_gan()
+    step = tf.function(
+        lambda x, y: gan.step((x, y)),
+        input_signature=[spec, spec],
+        autograph=False,
+    )
+    with pytest.raises(ValueError, match="one known size.*ensure_shape"):
+        step.get_concrete_function()
+
+
+@needs_training
+@pytest.mark.parametrize(
+    "make",
+    [
+        callbacks.SampleGrid,
+        callbacks.TensorBoard,
+        lambda path: callbacks.Evaluation(
+            np.zeros((20, 8, 8, 3), "uint8"),
+            lambda images: (np.zeros((len(images), 2)),) * 2,
+            num_images=10,
+        ),
+    ],
+)
+def test_callbacks_of_other_gans_say_so_at_once(tmp_path, make):
+    with pytest.raises(ValueError, match="callbacks.ImageQuality"):
+        fit(make_gan(), callbacks=[make(tmp_path)])
 
 
 @needs_training

@@ -94,9 +94,25 @@ class TestLoad:
             split_datasets={"train": [(0, {"lr": low, "hr": high})]},
             data_dir=tmp_path,
         )
-        pairs = photographs.load("tiny", scale=2, data_dir=str(tmp_path))
-        np.testing.assert_array_equal(pairs.small[0], low)
-        np.testing.assert_array_equal(pairs.large[0], high)
+        cache = str(tmp_path / "cache")
+        for kept in (None, cache, cache):
+            pairs = photographs.load(
+                "tiny", scale=2, data_dir=str(tmp_path), cache=kept
+            )
+            np.testing.assert_array_equal(pairs.small[0], low)
+            np.testing.assert_array_equal(pairs.large[0], high)
+        with pytest.raises(ValueError, match="no images `lr` and `hr`"):
+            tfds.dataset_builders.store_as_tfds_dataset(
+                name="other",
+                version="1.0.0",
+                features=tfds.features.FeaturesDict({"image": image}),
+                split_datasets={"train": [(0, {"image": low})]},
+                data_dir=tmp_path,
+            )
+            photographs.load("other", data_dir=str(tmp_path))
+
+    def test_limit(self, folder):
+        assert photographs.load(folder, scale=2, limit=1).names == ["a"]
 
     def test_odd_names(self, folder):
         save(folder / "HR" / "c.png", noise(8, 8))

@@ -183,6 +183,7 @@ class TestSettings:
         assert args.generator_betas == betas
         assert args.critic_betas == [0.5, 0.9]
         assert args.batch_size == batch_size
+        assert args.batch_norm == (preset == "authors")
         assert args.crop * args.scale == 160 and args.critic_resolution == 128
         generator = super_resolution.make_generator(args)
         assert generator.count_params() == 1_521_667
@@ -313,6 +314,36 @@ def test_networks_to_evaluate(tmp_path, folder):
     network += ["--scale", "2", "--crop", "30"]
     with pytest.raises(ValueError, match="'0' by bicubic.*96x96"):
         super_resolution.main([*arguments, *network])
+
+
+def test_names_of_networks():
+    short = super_resolution._short
+    assert short(["runs/a/x.keras"]) == ["a/x"]
+    names = short(["one/a/x.keras", "two/a/x.keras"])
+    assert names == ["one/a/x", "two/a/x"]
+    with pytest.raises(ValueError, match="measured once.*x.keras"):
+        short(["a/x.keras", "a/x.keras"])
+
+
+def test_tables_do_not_stand_in_the_way_of_a_run(tmp_path, folder, monkeypatch):
+    """Beside the network, where no output is given."""
+    model = keras.Sequential(
+        [keras.Input((None, None, 3)), keras.layers.UpSampling2D(2)]
+    )
+    model.save(tmp_path / "double.keras")
+    monkeypatch.chdir(tmp_path)
+    status = super_resolution.main(
+        ["evaluate", "--data", str(folder), "--scale", "2"]
+        + ["--generator", "double.keras"]
+    )
+    assert status == 0 and not (tmp_path / "runs").exists()
+    assert len([*tmp_path.glob("evaluation-*.csv")]) == 1
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="it is about torch; run there")
+def test_training_says_where_it_works(tmp_path):
+    with pytest.raises(ValueError, match="TensorFlow and JAX.*torch"):
+        train(tmp_path)
 
 
 def test_published_values_of_bicubic_interpolation():

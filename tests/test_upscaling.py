@@ -171,6 +171,21 @@ class TestFiles:
             upscaling.enlarge_files(*arguments)
         assert upscaling.enlarge_files(*arguments, force=True) == []
 
+    def test_no_photograph_replaces_itself(self, tmp_path):
+        Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+        with pytest.raises(ValueError, match="another --output.*a.png"):
+            upscaling.enlarge_files(
+                nearest(), [str(tmp_path)], str(tmp_path), force=True
+            )
+
+    def test_a_transparent_level_of_many(self, tmp_path):
+        array = noise(4, 4, dtype="uint16")
+        Image.fromarray(array).save(tmp_path / "a.png", transparency=7)
+        (failure,) = upscaling.enlarge_files(
+            nearest(), [str(tmp_path / "a.png")], str(tmp_path / "out")
+        )
+        assert "16 bits have a transparent level" in failure
+
     def test_two_that_would_become_one(self, tmp_path):
         for name in ("a.png", "a.gif"):
             Image.new("RGB", (4, 4)).save(tmp_path / name)

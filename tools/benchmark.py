@@ -401,7 +401,7 @@ class Benchmark:
 
 def critic_layers():
     """All convolutions: `{critic: [(name, kernel shape, image, stride)]}`."""
-    from keras_san.networks import biggan, sngan
+    from keras_san.networks import biggan, sngan, srgan
 
     found = {}
     for name, model in {
@@ -410,17 +410,10 @@ def critic_layers():
         "ResNet 32": sngan.resnet_critic(32, normalizer=None),
         "ResNet 48": sngan.resnet_critic(48, normalizer=None),
         "BigGAN 32": biggan.critic(32, normalizer=None),
+        "SR 128": srgan.critic(128, normalizer=None),
     }.items():
         found[name] = convolutions(model)
-    # The super-resolution critic and SPADE's, from the papers' codes.
-    layers, channels, size = [], 3, 128
-    for number, filters in enumerate((64, 128, 256, 512, 512), start=1):
-        shapes = (3, 3, channels, filters), (4, 4, filters, filters)
-        for stride, shape in enumerate(shapes, start=1):
-            name = f"conv_{number}_{stride}"
-            layers.append((name, shape, (size, size), stride))
-        channels, size = filters, size // 2
-    found["SR 128"] = layers
+    # SPADE's, from the authors' code.
     for height, width in ((256, 512), (128, 256)):
         layers, channels, image = [], 39, (height, width)
         strides = {64: 2, 128: 2, 256: 2, 512: 1, 1: 1}

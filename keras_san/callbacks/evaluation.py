@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_san import metrics
+from keras_san.callbacks.samples import check_draws
 from keras_san.checks import check_count
 from keras_san.metrics import extractors, image_quality
 
@@ -64,6 +65,9 @@ class Evaluation(keras.callbacks.Callback):
             features, _ = self.extractor(images[chosen[part]])
             self._fid.update_state(features, real=True)
             self._kid.update_state(features, real=True)
+
+    def on_train_begin(self, logs=None):
+        check_draws(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         due = (epoch + 1) % self.every == 0
@@ -133,10 +137,15 @@ class ImageQuality(keras.callbacks.Callback):
                 "Give as many inputs as targets, and at least one. Received: "
                 f"{len(inputs)} inputs and {len(targets)} targets"
             )
-        for target in targets:
+        for index, target in enumerate(targets):
             # Now: at the end of an epoch it would cost that epoch.
-            image_quality.ssim(target, target, crop)
-            image_quality.niqe(target, niqe_model, crop)
+            try:
+                image_quality.ssim(target, target, crop)
+                image_quality.niqe(target, niqe_model, crop)
+            except ValueError as error:
+                raise ValueError(
+                    f"Target {index} cannot be measured: {error}"
+                ) from error
         self.inputs = inputs
         self.targets = targets
         self.crop = crop
@@ -183,7 +192,8 @@ def enlarge(model, image):
         A uint8 array.
     """
     make = getattr(model, "generate", model.predict_on_batch)
-    (made,) = make(image[None].astype("float32") / 127.5 - 1.0)
+    # The first: under a strategy Keras makes one on each replica.
+    made = make(image[None].astype("float32") / 127.5 - 1.0)[0]
     return np.clip(np.rint((made + 1.0) * 127.5), 0, 255).astype("uint8")
 
 

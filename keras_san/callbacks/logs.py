@@ -8,7 +8,7 @@ import time
 import keras
 
 from keras_san import norms
-from keras_san.callbacks.samples import sample_grid
+from keras_san.callbacks.samples import check_draws, sample_grid
 from keras_san.checks import check_package
 from keras_san.kernel_normalization import KernelNormalization
 from keras_san.layers import flatten_layers
@@ -42,6 +42,10 @@ class TensorBoard(keras.callbacks.Callback):
         self.seed = seed
         self.picture = picture
         self._writer = None
+
+    def on_train_begin(self, logs=None):
+        if self.picture is None:
+            check_draws(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         from tensorboard.compat.proto.event_pb2 import Event

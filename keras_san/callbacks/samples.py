@@ -36,6 +36,9 @@ class SampleGrid(keras.callbacks.Callback):
         self.scale = scale
         self.seed = seed
 
+    def on_train_begin(self, logs=None):
+        check_draws(self.model)
+
     def on_epoch_end(self, epoch, logs=None):
         if not self.model.is_chief:
             return
@@ -46,6 +49,17 @@ class SampleGrid(keras.callbacks.Callback):
             keras.utils.save_img(
                 os.path.join(self.directory, name), images, scale=False
             )
+
+
+def check_draws(model):
+    """Raises a `ValueError` unless the model makes images of nothing."""
+    if not hasattr(model, "latent_dim"):
+        raise ValueError(
+            "The callback shows or measures what a `keras_san.GAN` makes of "
+            "random vectors. For models from images to images see "
+            "`callbacks.ImageQuality`, and `picture` of "
+            f"`callbacks.TensorBoard`. Received: model={model}"
+        )
 
 
 def sample_grid(gan, rows=8, columns=None, seed=0):

@@ -113,6 +113,13 @@ class PairedGAN(BackendGAN):
                 "A paired GAN trains on pairs (inputs, targets) of images. "
                 "Received: no targets"
             )
+        if None in inputs.shape[1:] or None in targets.shape[1:]:
+            raise ValueError(
+                "A batch must have images of one known size: crop them, and "
+                "say so by `ensure_shape` if the dataset does not know. "
+                f"Received: inputs of shape {tuple(inputs.shape)}, targets of "
+                f"shape {tuple(targets.shape)}"
+            )
         made = self.generator.compute_output_shape(inputs.shape)
         if tuple(made[1:]) != tuple(targets.shape[1:]):
             raise ValueError(
