@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from PIL import Image, ImageDraw
 
-from examples import upscaling
+from examples import photographs, upscaling
 from keras_san import callbacks
 from keras_san.metrics import image_quality
 from keras_san.resizing import imresize
@@ -44,7 +44,7 @@ def evaluate(pairs, models, crop, niqe_model=None):
     made = {"bicubic": [imresize(low, pairs.scale) for low in pairs.small]}
     for name, model in models.items():
         made[name] = [
-            upscaling.enlarge(model, low / np.float32(127.5) - np.float32(1.0))
+            upscaling.enlarge(model, photographs.to_float(low))
             for low in pairs.small
         ]
     made["truth"] = pairs.large
@@ -197,6 +197,7 @@ class ComparisonSheet(keras.callbacks.Callback):
         self.folder = folder
         self.pairs = pairs
         self.rows = rows
+        self.latest = None
         small = pairs.small[:rows]
         self.columns = {
             "bicubic": [imresize(low, pairs.scale) for low in small]
@@ -220,6 +221,6 @@ class ComparisonSheet(keras.callbacks.Callback):
         if not getattr(self.model, "is_chief", True):
             return
         os.makedirs(self.folder, exist_ok=True)
-        picture = self.picture(self.model)
+        self.latest = picture = self.picture(self.model)
         for name in (f"comparison_{epoch + 1:04d}.png", "comparison.png"):
             Image.fromarray(picture).save(os.path.join(self.folder, name))

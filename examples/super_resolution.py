@@ -403,7 +403,9 @@ def train(args):
             sheet,
             callbacks.TrainingLog(run.folder),
             callbacks.TensorBoard(
-                run.path("tensorboard"), picture=sheet.picture
+                # Which the sheet has just drawn.
+                run.path("tensorboard"),
+                picture=lambda model: sheet.latest,
             ),
             # Last: what it has saved, the others have seen.
             run.checkpoint,
