@@ -247,6 +247,21 @@ def files_below(path):
     return files
 
 
+def by_name(folder):
+    """The files below a folder, by their names without ending, sorted."""
+    files = {}
+    for file in files_below(folder):
+        name = os.path.splitext(file)[0]
+        path = os.path.join(folder, file)
+        if name in files:
+            raise ValueError(
+                "Two files of a folder must not have the same name but for "
+                f"the ending. Received: {files[name]!r} and {path!r}"
+            )
+        files[name] = path
+    return dict(sorted(files.items()))
+
+
 def _folder(path):
     files = files_below(path)
     images = (decode(os.path.join(path, file)) for file in files)

@@ -14,7 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras  # noqa: E402
 
 import keras_san  # noqa: E402
-from examples import data, runs  # noqa: E402
+from examples import command_line, data, runs  # noqa: E402
 from keras_san import callbacks, losses, normalizers, regularizers  # noqa: E402
 from keras_san.checks import check_count  # noqa: E402
 from keras_san.metrics import extractors  # noqa: E402
@@ -185,19 +185,7 @@ def parse(argv=None):
     )
     add("--critic-steps", type=int, help="for one of the generator")
     add("--ema", type=float, help="decay of the average generator, 0: none")
-    add(
-        "--evaluate-every",
-        type=int,
-        metavar="STEPS",
-        help="measure Inception score, FID and KID every so many steps",
-    )
-    add(
-        "--extractor",
-        help="what to measure with: inception (see --download), the folder of "
-        "a copy of TF-GAN's Inception module, or a Keras classifier (.keras, "
-        "with layers features and logits). Default: DATASET_judge.keras in "
-        "--data-dir, beside it, or here, if there is one",
-    )
+    command_line.add_evaluation(parser, "Inception score, FID and KID")
     add("--samples", type=int, default=10_000, help="images to measure with")
     runs.add_arguments(parser)
     args = parser.parse_args(argv)
@@ -420,66 +408,15 @@ def open_run(args):
     """
     check_count("batch_size", args.batch_size)
     check_count("critic_steps", args.critic_steps)
-    _check_multiple(args, "steps_per_epoch", "steps_per_execution")
+    command_line.check_multiple(args, "steps_per_epoch", "steps_per_execution")
     if args.evaluate_every is None:
         args.extractor = args.samples = None
         return runs.Run(args), None
     check_count("samples", args.samples, least=10)
-    _check_multiple(args, "evaluate_every", "steps_per_epoch")
-    found = find_extractor(args)
+    command_line.check_multiple(args, "evaluate_every", "steps_per_epoch")
+    found = command_line.find_extractor(args, args.dataset)
     args.extractor = extractors.name_of(found)
     return runs.Run(args), found
-
-
-def _check_multiple(args, name, unit):
-    steps, steps_of_unit = getattr(args, name), getattr(args, unit)
-    if min(steps, steps_of_unit) < 1 or steps % steps_of_unit:
-        flag, flag_of_unit = (f"--{n.replace('_', '-')}" for n in (name, unit))
-        raise ValueError(
-            f"{flag} must be a positive multiple of {flag_of_unit}. Received: "
-            f"{flag} {steps} with {flag_of_unit} {steps_of_unit}"
-        )
-
-
-def find_extractor(args):
-    """What to evaluate with.
-
-    Args:
-        args: The namespace of all settings.
-
-    Returns:
-        What `keras_san.metrics.extractors.get` takes.
-
-    Raises:
-        ValueError: if nothing was passed, found, or may be downloaded.
-    """
-    if args.extractor == "inception" and not args.download:
-        raise ValueError(
-            "Nothing is downloaded unless you say so: pass --download, too, or "
-            "the folder of a copy of the module. Received: --extractor "
-            "inception without --download"
-        )
-    if args.extractor:
-        return args.extractor
-    name = f"{os.path.basename(os.path.normpath(args.dataset))}_judge.keras"
-    folder = args.data_dir or "."
-    places = [
-        os.path.join(folder, name),
-        os.path.join(folder, "..", name),
-        name,
-    ]
-    for path in places:
-        if os.path.exists(path):
-            print(f"Evaluating with {path}: judge scores, not Inception's.")
-            return path
-    if args.download:
-        return "inception"
-    raise ValueError(
-        "To evaluate, pass --extractor with a Keras classifier or the folder "
-        "of a copy of TF-GAN's Inception module, or --download to get that "
-        "module by TensorFlow Hub. Received: --evaluate-every "
-        f"{args.evaluate_every} without --extractor, and none of {places}"
-    )
 
 
 if __name__ == "__main__":

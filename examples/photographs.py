@@ -8,11 +8,10 @@ import io
 import itertools
 import os
 
-import keras
 import numpy as np
 from PIL import Image
 
-from examples import data
+from examples import batches, data
 from keras_san.resizing import imresize
 
 # Of scikit-image's bundled images, what a camera has made, and not a second
@@ -205,8 +204,8 @@ def _folder(path, small):
     parts = [os.path.join(path, name) for name in ("HR", "LR")]
     if small is None and all(os.path.isdir(part) for part in parts):
         path, small = parts
-    large_files = _by_name(path)
-    small_files = None if small is None else _by_name(small)
+    large_files = data.by_name(path)
+    small_files = None if small is None else data.by_name(small)
     if small is not None:
         odd = sorted({*large_files} ^ {*small_files})
         if odd:
@@ -224,21 +223,6 @@ def _folder(path, small):
             str([(f, s.st_mtime_ns, s.st_size) for f, s in zip(files, stats)]),
             *(functools.partial(data.decode, f) for f in files),
         )
-
-
-def _by_name(folder):
-    """The files below a folder, by their names without ending."""
-    files = {}
-    for file in data.files_below(folder):
-        name = os.path.splitext(file)[0]
-        path = os.path.abspath(os.path.join(folder, file))
-        if name in files:
-            raise ValueError(
-                "Two photographs of a folder must not have the same name but "
-                f"for the ending. Received: {files[name]!r} and {path!r}"
-            )
-        files[name] = path
-    return files
 
 
 def _tfds(name, split, data_dir, download):
@@ -268,14 +252,8 @@ def _tfds(name, split, data_dir, download):
         )
 
 
-class Crops(keras.utils.PyDataset):
+class Crops(batches.Numbered):
     """Batches of crops at random places of random photographs, half mirrored.
-
-    Batch `k` of a training depends on nothing but the photographs, the
-    settings and `k`: one that is resumed at an epoch gets the batches that it
-    would have got. For that `fit` needs `callbacks=[crops.follow(), ...]`,
-    which tells the epoch, and `shuffle=False`, or it shuffles an epoch's
-    steps.
 
     Args:
         pairs: A `Pairs`.
@@ -294,7 +272,7 @@ class Crops(keras.utils.PyDataset):
     """
 
     def __init__(self, pairs, crop, batch_size, steps, seed=0, before=0):
-        super().__init__()
+        super().__init__(steps)
         for name, low in zip(pairs.names, pairs.small):
             if min(low.shape[:2]) < crop:
                 raise ValueError(
@@ -306,16 +284,11 @@ class Crops(keras.utils.PyDataset):
         self.pairs = pairs
         self.crop = crop
         self.batch_size = batch_size
-        self.steps = steps
         self.seed = seed
         self.before = before
-        self.epoch = 0
-
-    def __len__(self):
-        return self.steps
 
     def __getitem__(self, index):
-        step = (self.before + self.epoch) * self.steps + index
+        step = self.before * self.steps + self.number(index)
         rng = np.random.default_rng((self.seed, step))
         pairs, scale = self.pairs, self.pairs.scale
         size = self.batch_size, self.crop, self.crop, 3
@@ -333,18 +306,6 @@ class Crops(keras.utils.PyDataset):
                 :, ::step_x
             ]
         return to_float(small), to_float(large)
-
-    def follow(self):
-        """The callback by which the epoch of `fit` becomes that of the crops.
-
-        Keras begins and ends epochs of a `PyDataset` more often than it
-        trains, on each backend in another way.
-        """
-
-        def set_epoch(epoch, logs=None):
-            self.epoch = epoch
-
-        return keras.callbacks.LambdaCallback(on_epoch_begin=set_epoch)
 
 
 def _window(image, y, x, size):

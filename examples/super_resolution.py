@@ -16,8 +16,14 @@ import keras  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import keras_san  # noqa: E402
-from examples import comparing, photographs, runs, upscaling  # noqa: E402
-from keras_san import callbacks, losses, normalizers  # noqa: E402
+from examples import (  # noqa: E402
+    command_line,
+    comparing,
+    photographs,
+    runs,
+    upscaling,
+)
+from keras_san import callbacks, losses  # noqa: E402
 from keras_san.checks import check_count  # noqa: E402
 from keras_san.gan.base import StopWhenNotFinite  # noqa: E402
 from keras_san.networks import srgan  # noqa: E402
@@ -178,31 +184,14 @@ def _add_training(parser):
     add("--width", type=float, help="factor on the generator's channels")
     add("--blocks", type=int, help="residual blocks of the generator")
     add("--critic-width", type=float, help="factor on the critic's channels")
-    add(
-        "--normalizer",
-        default="san",
-        choices=["san", "sn", "bsn", "conv_sn", "none"],
-        help="what keeps the critic's kernels in check",
-    )
-    add(
-        "--form",
-        choices=["divide", "project"],
-        help="divide kernels in the forward pass, or project them after each "
-        "update (default: that of the normalizer)",
-    )
-    add("--normalizer-scale", type=float, help="factor on the kernels")
+    command_line.add_normalizer(parser)
     add(
         "--batch-norm",
         action=argparse.BooleanOptionalAction,
         help="the authors' critic, in which it makes no difference by what "
         "convolutions are divided",
     )
-    add(
-        "--perceptual",
-        metavar="NETWORK",
-        help="none; vgg19 (see --download); a file of its weights (.h5); or "
-        "any Keras model (.keras)",
-    )
+    command_line.add_perceptual(parser)
     add(
         "--perceptual-layer",
         default="block5_conv4",
@@ -383,7 +372,7 @@ def train(args):
     if os.path.exists(pretrained):
         load_weights_of(generator, pretrained)
     else:
-        save_network(generator, pretrained)
+        command_line.save_network(generator, pretrained)
     gan.generator.set_weights(generator.get_weights())
     if gan.averaged_generator is not None:
         gan.averaged_generator.set_weights(generator.get_weights())
@@ -412,7 +401,7 @@ def train(args):
         ],
     )
     network = gan.averaged_generator or gan.generator
-    save_network(network, run.path("generator.keras"))
+    command_line.save_network(network, run.path("generator.keras"))
     print(f"Look at {run.path('comparison.png')}")
     print(f"The generator is {run.path('generator.keras')}")
     return 0
@@ -444,13 +433,13 @@ def pretrain(args, run, generator, pairs, validation, quality):
 
 def load_pairs(args):
     """What to train on, and what to measure on while it trains."""
-    settings = {
+    shared = {
         "scale": args.scale,
         "data_dir": args.data_dir,
         "download": args.download,
         "cache": args.cache,
     }
-    pairs = photographs.load(args.data, small=args.small, **settings)
+    pairs = photographs.load(args.data, small=args.small, **shared)
     count = args.validation_photographs
     check_count("validation_photographs", count)
     if args.validation is None and os.path.isdir(args.data):
@@ -465,7 +454,7 @@ def load_pairs(args):
     else:
         name = args.validation or args.data
         validation = photographs.load(
-            name, split="validation", limit=count, **settings
+            name, split="validation", limit=count, **shared
         )
     return pairs, validation.middle(480)
 
@@ -489,20 +478,10 @@ def make_generator(args):
 
 def make_critic(args):
     """The critic that the arguments describe."""
-    given = {"scale": args.normalizer_scale, "form": args.form}
-    given = {name: value for name, value in given.items() if value is not None}
-    normalizer = None
-    if args.normalizer != "none":
-        normalizer = type(normalizers.get(args.normalizer))(**given)
-    elif given:
-        raise ValueError(
-            "Only normalizers that divide by a norm have these settings. "
-            f"Received: {given} with --normalizer none"
-        )
     return srgan.critic(
         args.critic_resolution,
         width=args.critic_width,
-        normalizer=normalizer,
+        normalizer=command_line.make_normalizer(args),
         batch_norm=args.batch_norm,
     )
 
@@ -512,18 +491,9 @@ def make_content_losses(args):
     content_losses = []
     if args.pixel_weight:
         content_losses.append(losses.PixelLoss(args.pixel_weight))
-    if args.perceptual != "none" and args.perceptual_weight:
-        if args.perceptual == "vgg19" and not args.download:
-            raise ValueError(
-                "Nothing is downloaded unless you say so: pass --download, or "
-                "--perceptual with a file of VGG19's weights, or with none. "
-                "Received: --perceptual vgg19 without --download"
-            )
-        content_losses.append(
-            losses.PerceptualLoss(
-                args.perceptual_weight, args.perceptual, args.perceptual_layer
-            )
-        )
+    content_losses += command_line.make_perceptual_losses(
+        args, layers=args.perceptual_layer
+    )
     return content_losses
 
 
@@ -564,31 +534,8 @@ def _halved(rate, steps, parts):
 
 
 def load_network(path):
-    """A generator from a file.
-
-    Args:
-        path: String.
-
-    Returns:
-        A `keras.Model`.
-
-    Raises:
-        ValueError: if there is none in the file.
-    """
-    if not os.path.isfile(path):
-        raise ValueError(
-            "There is no such file. Train a network first, by `python -m "
-            "examples.super_resolution train`, or pass --generator with the "
-            f"file of one. Received: {path!r}"
-        )
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ValueError(
-            "The file holds no Keras model. Pass the generator.keras of a "
-            f"run. Received: {path!r} ({reason})"
-        ) from error
+    """A generator from a file of this example, or a `ValueError`."""
+    return command_line.load_network(path, "super_resolution")
 
 
 def load_weights_of(generator, path):
@@ -602,15 +549,6 @@ def load_weights_of(generator, path):
             f"Received: {path!r}"
         )
     generator.set_weights(weights)
-
-
-def save_network(network, path):
-    """Saves a network without what trained it, whole or not at all."""
-    alone = keras.models.clone_model(network)
-    alone.set_weights(network.get_weights())
-    stem, ending = os.path.splitext(path)
-    alone.save(f"{stem}.new{ending}")
-    os.replace(f"{stem}.new{ending}", path)
 
 
 def evaluate(args):
@@ -679,8 +617,6 @@ def upscale(args):
     failures = upscaling.enlarge_files(
         model, args.paths, args.output, args.force, args.tile
     )
-    if failures:
-        print(f"{len(failures)} left out:", *failures, sep="\n  ")
     return 1 if failures else 0
 
 

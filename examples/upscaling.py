@@ -6,7 +6,7 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
-from examples import data
+from examples import data, files
 
 # What an enlarged file keeps as its ending; others become PNG.
 _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
@@ -133,15 +133,12 @@ def write(path, photograph):
     image = Image.fromarray(photograph.levels)
     if photograph.alpha is not None:
         image.putalpha(photograph.alpha)
-    stem, ending = os.path.splitext(path)
     settings = {}
-    if ending.lower() in (".jpg", ".jpeg", ".webp"):
+    if os.path.splitext(path)[1].lower() in (".jpg", ".jpeg", ".webp"):
         settings["quality"] = 95
     if photograph.profile is not None:
         settings["icc_profile"] = photograph.profile
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    image.save(f"{stem}.new{ending}", **settings)
-    os.replace(f"{stem}.new{ending}", path)
+    files.save(image, path, **settings)
 
 
 def enlarge_photograph(model, photograph, tile=128):
@@ -174,8 +171,7 @@ def enlarge_photograph(model, photograph, tile=128):
 def enlarge_files(model, paths, output, force=False, tile=128):
     """Enlarges image files, and folders of them.
 
-    Names are kept, below a folder with its sub-folders. What cannot be read
-    is named and left out.
+    Names are kept, and what cannot be read is left out, see `files.convert`.
 
     Args:
         model: As of `enlarge`.
@@ -188,63 +184,17 @@ def enlarge_files(model, paths, output, force=False, tile=128):
         A list of strings, what went wrong, a line for each file.
 
     Raises:
-        ValueError: before anything is enlarged, if there is nothing to do,
-            or a file would be written twice, in place of the photograph that
-            it is made of, or, without `force`, of another one.
+        ValueError: as of `files.convert`.
     """
-    jobs = _jobs(paths, output, force)
-    failures = []
-    for index, (source, target) in enumerate(jobs):
-        print(f"[{index + 1}/{len(jobs)}] {source}", end="", flush=True)
-        try:
-            before = read(source)
-            after = enlarge_photograph(model, before, tile)
-            write(target, after)
-            sizes = [
-                f"{photograph.levels.shape[1]} x {photograph.levels.shape[0]}"
-                for photograph in (before, after)
-            ]
-            print(f": {' -> '.join(sizes)}, {target}", flush=True)
-        except (ValueError, OSError) as error:
-            print(f": left out, {error}", flush=True)
-            failures.append(f"{source}: {error}")
-    return failures
 
+    def work(source, target):
+        before = read(source)
+        after = enlarge_photograph(model, before, tile)
+        write(target, after)
+        sizes = [
+            f"{photograph.levels.shape[1]} x {photograph.levels.shape[0]}"
+            for photograph in (before, after)
+        ]
+        return f"{' -> '.join(sizes)}, {target}"
 
-def _jobs(paths, output, force):
-    """Pairs of files: what to read, and what to write."""
-    jobs = []
-    for path in paths:
-        if os.path.isdir(path):
-            names = data.files_below(path)
-            jobs += [(os.path.join(path, name), name) for name in names]
-        elif os.path.exists(path):
-            jobs.append((path, os.path.basename(path)))
-        else:
-            raise ValueError(
-                f"There is no such file or folder. Received: {path!r}"
-            )
-    sources = {}
-    for source, name in jobs:
-        stem, ending = os.path.splitext(name)
-        if ending.lower() not in _ENDINGS:
-            name = f"{stem}.png"
-        target = os.path.join(output, name)
-        if target in sources:
-            raise ValueError(
-                "Two photographs would become the same file. Enlarge them "
-                "one after the other, into two folders. Received: "
-                f"{sources[target]!r} and {source!r}, both to be {target!r}"
-            )
-        if os.path.exists(target) and os.path.samefile(source, target):
-            raise ValueError(
-                "A photograph is not to be overwritten by its enlargement: "
-                f"pass another --output. Received: {source!r}"
-            )
-        if os.path.exists(target) and not force:
-            raise ValueError(
-                "The file exists, and is overwritten with --force only. "
-                f"Received: {source!r}, to be {target!r}"
-            )
-        sources[target] = source
-    return [(source, target) for target, source in sources.items()]
+    return files.convert(work, paths, output, force, _ENDINGS)

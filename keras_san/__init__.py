@@ -15,7 +15,7 @@ from keras_san import (
     regularizers,
 )
 from keras_san.export import strip
-from keras_san.gan import GAN, PairedGAN
+from keras_san.gan import GAN, AttributeGAN, PairedGAN
 from keras_san.kernel_normalization import hold_norms
 from keras_san.layers import SANConv2D, SANDense, SANWrapper
 
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GAN",
+    "AttributeGAN",
     "PairedGAN",
     "SANConv2D",
     "SANDense",

@@ -269,6 +269,31 @@ class PerceptualLoss:
         return cls(**config)
 
 
+def feature_matching(real, fake):
+    """How far generated images look like real ones to a critic.
+
+    The mean absolute difference of features, summed over the layers, its mean
+    over the scales. No gradient flows through the features of real images.
+
+    Args:
+        real: List of scales, each a list of tensors, the features of real
+            images.
+        fake: The same of generated images.
+
+    Returns:
+        A scalar.
+
+    Reference:
+        [Wang et al., 2018](https://arxiv.org/abs/1711.11585), Eq. 4.
+    """
+    loss = 0.0
+    for real_features, fake_features in zip(real, fake):
+        for a, b in zip(real_features, fake_features):
+            a, b = ops.cast(a, "float32"), ops.cast(b, "float32")
+            loss += ops.mean(ops.abs(b - ops.stop_gradient(a)))
+    return loss / len(real)
+
+
 def _feature_network(extractor):
     """A model, and what brings images in [-1, 1] into its range."""
 

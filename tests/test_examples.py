@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import BACKEND
 
-from examples import data, image_generation
+from examples import command_line, data, image_generation
 from keras_san import callbacks, losses, normalizers
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -241,15 +241,15 @@ class TestEvaluation:
         args = ["--dataset", "x", "--data-dir", str(tmp_path / "tfds")]
         args = image_generation.parse([*args, "--evaluate-every", "100"])
         with pytest.raises(ValueError, match="pass --extractor.*x_judge.keras"):
-            image_generation.find_extractor(args)
+            command_line.find_extractor(args, args.dataset)
         args.extractor = "inception"
         with pytest.raises(ValueError, match="inception without --download"):
-            image_generation.find_extractor(args)
+            command_line.find_extractor(args, args.dataset)
         args.extractor, args.download = None, True
-        assert image_generation.find_extractor(args) == "inception"
+        assert command_line.find_extractor(args, args.dataset) == "inception"
         (tmp_path / "tfds").mkdir()
         (tmp_path / "x_judge.keras").touch()
-        found = image_generation.find_extractor(args)
+        found = command_line.find_extractor(args, args.dataset)
         assert os.path.samefile(found, tmp_path / "x_judge.keras")
 
     def test_not_a_multiple(self, tmp_path):

@@ -32,13 +32,23 @@ class Evaluation(keras.callbacks.Callback):
         num_images: Int >= 10, how many images are generated each time.
         seed: Int for the choice of real images and for the latent vectors,
             which are the same each time.
+        draw: `None` for a `keras_san.GAN`, or a callable from the model to an
+            iterable of arrays of generated images, `num_images` in all.
 
     Raises:
         ValueError: for an unknown extractor, a count below those above, or
             too few real images.
     """
 
-    def __init__(self, images, extractor, every=1, num_images=10_000, seed=0):
+    def __init__(
+        self,
+        images,
+        extractor,
+        every=1,
+        num_images=10_000,
+        seed=0,
+        draw=None,
+    ):
         super().__init__()
         check_count("every", every)
         check_count("num_images", num_images, least=10)
@@ -46,6 +56,7 @@ class Evaluation(keras.callbacks.Callback):
         self.every = every
         self.num_images = num_images
         self.seed = seed
+        self.draw = draw or self._draw
         self._label = getattr(self.extractor, "label", "custom_")
         # Of 5,000 samples each or a few more, as in the papers.
         self._score = metrics.InceptionScore(splits=max(1, num_images // 5000))
@@ -67,7 +78,14 @@ class Evaluation(keras.callbacks.Callback):
             self._kid.update_state(features, real=True)
 
     def on_train_begin(self, logs=None):
-        check_draws(self.model)
+        if self.draw == self._draw:
+            check_draws(self.model)
+
+    def _draw(self, gan):
+        for index, part in enumerate(_chunks(self.num_images)):
+            yield gan.generate(
+                part.stop - part.start, seed=(self.seed, index), batch_size=250
+            )
 
     def on_epoch_end(self, epoch, logs=None):
         due = (epoch + 1) % self.every == 0
@@ -79,7 +97,7 @@ class Evaluation(keras.callbacks.Callback):
         """Measures once.
 
         Args:
-            gan: A `keras_san.GAN`.
+            gan: A `keras_san.GAN`, or whatever `draw` takes.
 
         Returns:
             A dict of floats, named as in the logs.
@@ -87,10 +105,7 @@ class Evaluation(keras.callbacks.Callback):
         self._score.reset_state()
         self._fid.reset_state(keep_real=True)
         self._kid.reset_state(keep_real=True)
-        for index, part in enumerate(_chunks(self.num_images)):
-            images = gan.generate(
-                part.stop - part.start, seed=(self.seed, index), batch_size=250
-            )
+        for images in self.draw(gan):
             features, logits = self.extractor(images)
             self._score.update_state(logits)
             self._fid.update_state(features)

@@ -22,12 +22,26 @@ class SampleGrid(keras.callbacks.Callback):
         columns: Int, or `None` for one a class, or 8.
         scale: Int, the size of an image's pixel in the file.
         seed: Int for the latent vectors.
+        picture: `None` for a sample grid, or a callable from the model to
+            what is saved in its place, a uint8 array
+            `(height, width, channels)`.
+
+    Attributes:
+        latest: What was saved last, or `None`.
 
     Raises:
         ImportError: if Pillow is not installed.
     """
 
-    def __init__(self, directory, rows=8, columns=None, scale=2, seed=0):
+    def __init__(
+        self,
+        directory,
+        rows=8,
+        columns=None,
+        scale=2,
+        seed=0,
+        picture=None,
+    ):
         super().__init__()
         check_package("PIL", "pillow")
         self.directory = directory
@@ -35,14 +49,21 @@ class SampleGrid(keras.callbacks.Callback):
         self.columns = columns
         self.scale = scale
         self.seed = seed
+        self.picture = picture
+        self.latest = None
 
     def on_train_begin(self, logs=None):
-        check_draws(self.model)
+        if self.picture is None:
+            check_draws(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
-        if not self.model.is_chief:
+        if not getattr(self.model, "is_chief", True):
             return
-        images = sample_grid(self.model, self.rows, self.columns, self.seed)
+        if self.picture is None:
+            images = sample_grid(self.model, self.rows, self.columns, self.seed)
+        else:
+            images = self.picture(self.model)
+        self.latest = images
         images = images.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
         os.makedirs(self.directory, exist_ok=True)
         for name in (f"samples_{epoch + 1:04d}.png", "samples.png"):
@@ -57,8 +78,9 @@ def check_draws(model):
         raise ValueError(
             "The callback shows or measures what a `keras_san.GAN` makes of "
             "random vectors. For models from images to images see "
-            "`callbacks.ImageQuality`, and `picture` of "
-            f"`callbacks.TensorBoard`. Received: model={model}"
+            "`callbacks.ImageQuality`, `draw` of `callbacks.Evaluation`, and "
+            "`picture` of `callbacks.SampleGrid` and `callbacks.TensorBoard`. "
+            f"Received: model={model}"
         )
 
 

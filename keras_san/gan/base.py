@@ -18,11 +18,12 @@ class BaseGAN(keras.Model):
 
     - `_unpack(data)`: the real images of a batch, and what else is given with
       them, or `None`;
-    - `_generator_inputs(batch_size, given)`: what the generator makes images
-      from, and what is given with these;
-    - `_critic_logits(images, given)`; and
-    - if it likes, `_make_view()`, which returns what the critic looks at
-      images through, and `_generator_losses(adversarial, fake, real)`.
+    - `_generator_inputs(real, given)`: what the generator makes images from,
+      and what is given with these;
+    - `_judge(images, given)`: what the critic says of images, a list of
+      float32 logits, one tensor a scale, and whatever else it puts out; and
+    - if it likes, others of the methods that begin so, which say themselves
+      what they are for.
 
     A backend adds `train_step`, which runs `self.step(data)`, and
 
@@ -38,7 +39,8 @@ class BaseGAN(keras.Model):
     `_sample(inputs)`, which makes one batch of images in this process alone.
 
     Args:
-        more_means: Strings, the names of what `_generator_losses` reports.
+        more_means: Strings, the names of what is reported beside losses and
+            logits.
     """
 
     def __init__(
@@ -230,45 +232,57 @@ class BaseGAN(keras.Model):
         generator_means = self._generator_step(real, given)
         if self.ema is not None:
             self._average()
-        values = [
-            critic_means[0] + generator_means[0],
-            critic_means[0],
-            generator_means[1],
-            *critic_means[1:],
-            *generator_means[2:],
-        ]
-        for mean, value in zip(self._means, values):
-            mean.update_state(value)
+        values = {**generator_means, **critic_means}
+        values["loss"] = critic_means["loss"] + generator_means["loss"]
+        for mean in self._means:
+            mean.update_state(values[mean.name])
         return {mean.name: mean.result() for mean in self._means}
 
     def _critic_step(self, real, given):
-        inputs, given_of_fake = self._generator_inputs(
-            ops.shape(real)[0], given
-        )
+        inputs, given_of_fake = self._generator_inputs(real, given)
         view = self._make_view()
         real = view(real)
         fake = view(self.generator(inputs, training=True))
 
         def compute_loss():
-            real_logits = self._critic_logits(real, given)
-            penalties = sum(self.critic.losses)
-            # The second pass sees the weights that the first has seen.
-            with hold_norms():
-                fake_logits = self._critic_logits(fake, given_of_fake)
-                penalties = (penalties + sum(self.critic.losses)) / 2.0
-                if self.penalty is not None:
+            (real_logits, rest), (fake_logits, _), penalties = self._judge_both(
+                real, given, fake, given_of_fake
+            )
+            if self.penalty is not None:
+                # This pass sees the weights that the others have seen.
+                with hold_norms():
                     penalties += self._penalize(real, fake, given)
-            loss = self.loss_function.critic(real_logits, fake_logits)
-            means = [loss, ops.mean(real_logits), ops.mean(fake_logits)]
+            adversarial = _mean(
+                map(self.loss_function.critic, real_logits, fake_logits)
+            )
+            loss, means = self._critic_losses(adversarial, rest, given)
+            means = {
+                "loss": loss,
+                "critic_loss": adversarial,
+                "real_logit": _mean(map(ops.mean, real_logits)),
+                "fake_logit": _mean(map(ops.mean, fake_logits)),
+                **means,
+            }
             return loss + penalties, means
 
         return self.minimize(compute_loss, self.critic, self.critic_optimizer)
 
+    def _judge_both(self, real, given, fake, given_of_fake):
+        """What the critic says of either, and what its layers have lost."""
+        real_verdict = self._judge(real, given)
+        penalties = sum(self.critic.losses)
+        # The second pass sees the weights that the first has seen.
+        with hold_norms():
+            fake_verdict = self._judge(fake, given_of_fake)
+        penalties = (penalties + sum(self.critic.losses)) / 2.0
+        return real_verdict, fake_verdict, penalties
+
     def _penalize(self, real, fake, given):
+        def score(images):
+            return sum(map(ops.sum, self._judge(images, given)[0]))
+
         def gradient(images):
-            return self.input_gradient(
-                lambda x: ops.sum(self._critic_logits(x, given)), images
-            )
+            return self.input_gradient(score, images)
 
         def shares(n):
             return keras.random.uniform((n, 1, 1, 1), seed=self.seed_generator)
@@ -278,29 +292,45 @@ class BaseGAN(keras.Model):
         return self.penalty(gradient, real, fake, share)
 
     def _generator_step(self, real, given):
-        inputs, given_of_fake = self._generator_inputs(
-            ops.shape(real)[0], given
-        )
+        inputs, given_of_fake = self._generator_inputs(real, given)
         view = self._make_view()
 
         def compute_loss():
             fake = self.generator(inputs, training=True)
+            # The critic as it was trained, and one generator in all passes.
             with hold_norms():
-                logits = self._critic_logits(view(fake), given_of_fake)
-            adversarial = self.loss_function.generator(logits)
-            loss, means = self._generator_losses(adversarial, fake, real)
-            return loss + sum(self.generator.losses), [loss, *means]
+                loss, means = self._generator_losses(
+                    real, given, fake, given_of_fake, view
+                )
+            return loss + sum(self.generator.losses), {"loss": loss, **means}
 
         return self.minimize(
             compute_loss, self.generator, self.generator_optimizer
         )
 
     def _make_view(self):
+        """What the critic of one step looks at images through."""
         return lambda images: images
 
-    def _generator_losses(self, adversarial, fake, real):
-        """What the generator minimizes, and what is reported of it."""
-        return adversarial, [adversarial]
+    def _critic_losses(self, adversarial, rest, given):
+        """What the critic minimizes, and more of it to report, by name.
+
+        Args:
+            adversarial: Scalar.
+            rest: What `_judge` returned for real images beside the logits.
+            given: What is given with them.
+        """
+        return adversarial, {}
+
+    def _generator_losses(self, real, given, fake, given_of_fake, view):
+        """What the generator minimizes, and what is reported, by name."""
+        logits, _ = self._judge(view(fake), given_of_fake)
+        adversarial = self._adversarial_loss(logits)
+        return adversarial, {"generator_loss": adversarial}
+
+    def _adversarial_loss(self, logits):
+        """That of the generator, the mean over the critic's scales."""
+        return _mean(map(self.loss_function.generator, logits))
 
     def _average(self):
         # At first the average follows fast: it forgets the untrained weights.
@@ -379,6 +409,11 @@ class BaseGAN(keras.Model):
 
     def load_own_variables(self, store):
         self.seed_generator.state.assign(store["seed"])
+
+
+def _mean(values):
+    values = list(values)
+    return sum(values) / len(values)
 
 
 class StopWhenNotFinite(keras.callbacks.Callback):

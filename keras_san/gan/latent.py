@@ -107,7 +107,9 @@ class GAN(BackendGAN):
             )
         return images, labels
 
-    def _generator_inputs(self, batch_size, given):
+    def _generator_inputs(self, real, given):
+        batch_size = ops.shape(real)[0]
+
         def draw_latents(n):
             return keras.random.normal(
                 (n, self.latent_dim), seed=self.seed_generator
@@ -124,9 +126,9 @@ class GAN(BackendGAN):
         labels = self.shard(draw_labels, batch_size)
         return [latents, labels], labels
 
-    def _critic_logits(self, images, given):
+    def _judge(self, images, given):
         inputs = images if self.num_classes is None else [images, given]
-        return ops.cast(self.critic(inputs, training=True), "float32")
+        return [ops.cast(self.critic(inputs, training=True), "float32")], None
 
     def generate(self, num_images, labels=None, seed=None, batch_size=64):
         """New images, by the averaged generator if there is one.

@@ -4,8 +4,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_san import losses
 from keras_san.checks import check_positive
 from keras_san.gan.backend import BackendGAN
+
+_FEATURE_MATCHING = "feature_matching_loss"
 
 
 @keras.saving.register_keras_serializable("keras_san")
@@ -13,20 +16,36 @@ class PairedGAN(BackendGAN):
     """A generator from images to images, which trains on pairs with `fit`.
 
     The generator minimizes `adversarial_weight` times the adversarial loss
-    plus each of the content losses times its weight. The critic sees images
-    without what they were made from, and, where it takes smaller images than
-    the generator puts out, a window at a random place, the same in all images
-    of an update. All else is as with `keras_san.GAN`: several devices, norms,
-    and the backends.
+    plus each of the content losses times its weight. All else is as with
+    `keras_san.GAN`: several devices, norms, and the backends.
+
+    A critic with one input sees images without what they were made from, and,
+    where it takes smaller images than the generator puts out, a window at a
+    random place, the same in all images of an update. One with two inputs
+    sees whole images, and what they were made from.
+
+    A critic may look at images on several scales, and tell what it has seen
+    on the way: it puts out logits, one tensor `(batch, ...)`, or a list with
+    an entry a scale, each of them logits or a list of features that ends in
+    logits. Adversarial losses are means over all logits of a scale, and over
+    the scales.
 
     Args:
         generator: A built `keras.Model` from images to images, both
             `(batch, height, width, channels)`.
-        critic: A built `keras.Model` from such images to one logit each.
+        critic: A built `keras.Model` from such images, or from pairs `[images,
+            inputs of the generator]`, to logits as above.
         content_losses: List of objects as `keras_san.losses.PixelLoss()` and
             `keras_san.losses.PerceptualLoss()`: callables from targets and
             outputs to a scalar, with a `weight` and a `name`.
         adversarial_weight: Positive float.
+        feature_matching: Float >= 0, the weight of
+            `keras_san.losses.feature_matching`, which compares what the critic
+            tells of targets and outputs, `feature_matching_loss` in logs.
+        joint: Boolean. Whether the critic gets real and generated images in
+            one batch, not one after the other. That is faster on large
+            devices, takes the memory of both, and makes a difference for a
+            critic with batch normalization.
         loss: What `keras_san.losses.get` takes.
         critic_steps: As of `keras_san.GAN`.
         penalty: As of `keras_san.GAN`.
@@ -62,6 +81,8 @@ class PairedGAN(BackendGAN):
         critic,
         content_losses=(),
         adversarial_weight=1.0,
+        feature_matching=0.0,
+        joint=False,
         loss="hinge",
         critic_steps=1,
         penalty=None,
@@ -72,6 +93,9 @@ class PairedGAN(BackendGAN):
         check_positive("adversarial_weight", adversarial_weight)
         content_losses = list(content_losses)
         names = [content_loss.name for content_loss in content_losses]
+        if feature_matching:
+            check_positive("feature_matching", feature_matching)
+            names.append(_FEATURE_MATCHING)
         if len({*names}) < len(names):
             raise ValueError(
                 "Content losses must have different names, by which they are "
@@ -89,8 +113,17 @@ class PairedGAN(BackendGAN):
             **kwargs,
         )
         _check_networks(generator, critic)
+        if feature_matching and not _has_features(critic):
+            raise ValueError(
+                "To match features the critic must put them out: on each "
+                "scale a list of features that ends in logits. Received: "
+                f"feature_matching={feature_matching} with a critic that puts "
+                f"out {critic.output_shape}"
+            )
         self.content_losses = content_losses
         self.adversarial_weight = adversarial_weight
+        self.feature_matching = feature_matching
+        self.joint = joint
 
     @property
     def non_trainable_variables(self):
@@ -128,24 +161,50 @@ class PairedGAN(BackendGAN):
                 f"{tuple(inputs.shape)}, targets of shape "
                 f"{tuple(targets.shape)}"
             )
-        window = self.critic.input_shape[1:3]
+        window = _first(self.critic.input_shape)[1:3]
         if any(n < w for n, w in zip(targets.shape[1:3], window) if w):
             raise ValueError(
                 f"The critic looks at windows of {window[0]} x {window[1]} "
                 "pixels, and images must not be smaller. Received: targets "
                 f"of shape {tuple(targets.shape)}"
             )
+        if not keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(inputs.dtype)
+        ):
+            # One-hot maps, which take a quarter of the memory as bytes.
+            inputs = ops.cast(inputs, "float32")
         return targets, inputs
 
-    def _generator_inputs(self, batch_size, given):
+    def _generator_inputs(self, real, given):
         return given, given
 
-    def _critic_logits(self, images, given):
-        return ops.cast(self.critic(images, training=True), "float32")
+    @property
+    def _critic_sees_inputs(self):
+        return len(self.critic.inputs) == 2
+
+    def _judge(self, images, given):
+        inputs = [images, given] if self._critic_sees_inputs else images
+        outputs = self.critic(inputs, training=True)
+        return _logits(outputs), _features(outputs)
+
+    def _judge_both(self, real, given, fake, given_of_fake):
+        if not self.joint:
+            return super()._judge_both(real, given, fake, given_of_fake)
+        images, given = (
+            ops.concatenate([ops.cast(b, a.dtype), a])
+            for a, b in ((fake, real), (given_of_fake, given))
+        )
+        verdict = self._judge(images, given)
+        size = ops.shape(fake)[0]
+        real_verdict, fake_verdict = (
+            keras.tree.map_structure(lambda x, part=part: x[part], verdict)
+            for part in (slice(0, size), slice(size, None))
+        )
+        return real_verdict, fake_verdict, sum(self.critic.losses)
 
     def _make_view(self):
-        window = self.critic.input_shape[1:3]
-        if None in window:
+        window = _first(self.critic.input_shape)[1:3]
+        if None in window or self._critic_sees_inputs:
             return lambda images: images
         place = keras.random.uniform((2,), seed=self.seed_generator)
 
@@ -167,13 +226,24 @@ class PairedGAN(BackendGAN):
 
         return view
 
-    def _generator_losses(self, adversarial, fake, real):
-        loss = self.adversarial_weight * adversarial
-        values = []
+    def _generator_losses(self, real, given, fake, given_of_fake, view):
+        means = {}
+        if self.feature_matching:
+            (_, targets), (logits, found), _ = self._judge_both(
+                view(real), given, view(fake), given_of_fake
+            )
+            means[_FEATURE_MATCHING] = losses.feature_matching(targets, found)
+        else:
+            logits, _ = self._judge(view(fake), given_of_fake)
+        means["generator_loss"] = self._adversarial_loss(logits)
+        loss = self.adversarial_weight * means["generator_loss"]
+        if self.feature_matching:
+            loss += self.feature_matching * means[_FEATURE_MATCHING]
         for content_loss in self.content_losses:
-            values.append(content_loss(real, fake))
-            loss += content_loss.weight * values[-1]
-        return loss, [adversarial, *values]
+            value = content_loss(real, fake)
+            means[content_loss.name] = value
+            loss += content_loss.weight * value
+        return loss, means
 
     def generate(self, images, batch_size=16):
         """What the generator makes of images, the averaged one if there is one.
@@ -195,6 +265,8 @@ class PairedGAN(BackendGAN):
             **super().get_config(),
             "content_losses": [serialize(x) for x in self.content_losses],
             "adversarial_weight": self.adversarial_weight,
+            "feature_matching": self.feature_matching,
+            "joint": self.joint,
         }
 
     @classmethod
@@ -209,11 +281,57 @@ class PairedGAN(BackendGAN):
         return super().from_config(config, custom_objects)
 
 
+def _first(shapes):
+    """The shape of a model's first input."""
+    return shapes[0] if isinstance(shapes[0], (tuple, list)) else shapes
+
+
+def _scales(outputs):
+    return outputs if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+def _logits(outputs):
+    """A float32 tensor a scale."""
+    return [
+        ops.cast(
+            scale[-1] if isinstance(scale, (tuple, list)) else scale, "float32"
+        )
+        for scale in _scales(outputs)
+    ]
+
+
+def _features(outputs):
+    """A list of tensors a scale, empty where there are none."""
+    return [
+        list(scale[:-1]) if isinstance(scale, (tuple, list)) else []
+        for scale in _scales(outputs)
+    ]
+
+
+def _has_features(critic):
+    # A Sequential model does not know its `output`.
+    return len(critic.outputs) > 1 and all(_features(critic.output))
+
+
 def _check_networks(generator, critic):
-    made, judged = generator.output_shape, critic.input_shape
+    made, judged = generator.output_shape, _first(critic.input_shape)
     if len(made) != 4 or len(judged) != 4 or made[-1] != judged[-1]:
         raise ValueError(
             "The critic must take the images that the generator makes. "
             f"Received: a generator with output_shape={made}, a critic with "
-            f"input_shape={judged}"
+            f"input_shape={critic.input_shape}"
+        )
+    if len(critic.inputs) == 1:
+        return
+    given = tuple(generator.inputs[0].shape)
+    expected = [made, given]
+    if len(critic.inputs) != 2 or any(
+        len(a) != len(b)
+        or any(m != n for m, n in zip(a[1:], b[1:]) if None not in (m, n))
+        for a, b in zip(critic.input_shape, expected)
+    ):
+        raise ValueError(
+            "A critic with several inputs must take images as the generator "
+            "makes them, and what the generator makes them from: "
+            f"{expected}. Received: input_shape={critic.input_shape}"
         )

@@ -13,6 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_san.checks import check_count
+
 INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 
 
@@ -138,6 +140,47 @@ class InceptionExtractor:
             ]
 
         return _in_batches(extract, images, self.batch_size)
+
+
+class Tiles:
+    """Lets an extractor see the tiles of images, each as an image.
+
+    Of few large images that makes samples enough for a covariance, and it
+    looks at texture rather than at layout. Numbers are labelled `tiles32_`
+    and so on: they compare at one size of tiles and images only.
+
+    Args:
+        extractor: What `get` takes.
+        size: Int >= 1, the height and width of a tile. What is left over at
+            the lower and right edges of an image is not seen.
+
+    Raises:
+        ValueError: if it is no extractor, or the size is below 1; when
+            called, if an image is smaller than a tile.
+    """
+
+    def __init__(self, extractor, size):
+        check_count("size", size)
+        self.extractor = get(extractor)
+        self.size = size
+        label = getattr(self.extractor, "label", "custom_")
+        self.label = f"tiles{size}_{label}"
+        self.name = getattr(self.extractor, "name", "custom")
+
+    def __call__(self, images):
+        """Images, as the extractor takes them, to `(features, logits)`."""
+        images, size = np.asarray(images), self.size
+        count, height, width, channels = images.shape
+        rows, columns = height // size, width // size
+        if not rows * columns:
+            raise ValueError(
+                f"Images must have at least {size} x {size} pixels, those of "
+                f"a tile. Received: images of {height} x {width} pixels"
+            )
+        images = images[:, : rows * size, : columns * size]
+        images = images.reshape(count, rows, size, columns, size, channels)
+        images = images.transpose(0, 1, 3, 2, 4, 5)
+        return self.extractor(images.reshape(-1, size, size, channels))
 
 
 def to_levels(images):

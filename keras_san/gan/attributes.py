@@ -1,0 +1,226 @@
+"""The GAN that changes attributes of images, and leaves the rest."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_san.checks import check_positive
+from keras_san.gan.backend import BackendGAN
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class AttributeGAN(BackendGAN):
+    """A generator that gives images other attributes, which trains with `fit`.
+
+    A batch is pairs of images and their attributes, each 0 or 1. Each image
+    gets the attributes of another one of its batch. The critic tells real
+    images from changed ones, and which attributes an image has; the generator
+    is to satisfy both, and to bring a changed image back. All else is as with
+    `keras_san.GAN`: several devices, norms, and the backends.
+
+    Logs have `class_loss` (cross entropy of the critic on real images),
+    `fake_class_loss` (the same of the attributes that changed images should
+    have), `cycle_loss` and `identity_loss`, all without their weights.
+
+    Args:
+        generator: A built `keras.Model` from `[images, attributes]`,
+            `(batch, height, width, channels)` in [-1, 1] and
+            `(batch, number of attributes)`, to images of the same shape.
+        critic: A built `keras.Model` from images to `[logits, attributes]`,
+            logits of any shape `(batch, ...)`, each of a part of the image,
+            and a logit for each attribute.
+        class_weight: Positive float, the factor on the cross entropies.
+        cycle_weight: Positive float, the factor on the mean absolute
+            difference between images and what comes back.
+        identity_weight: Float >= 0, the factor on the same difference between
+            images and what the generator makes of them with their own
+            attributes. The original has none; where an image has two sides
+            that can change places, such as a figure and its ground, it keeps
+            the generator from learning to exchange them and back.
+        loss: What `keras_san.losses.get` takes.
+        critic_steps: As of `keras_san.GAN`.
+        penalty: As of `keras_san.GAN`.
+        ema: As of `keras_san.GAN`.
+        seed: Int, for which image gets whose attributes.
+        **kwargs: As those of `keras.Model`.
+
+    Raises:
+        ValueError: if the networks do not fit together, or a setting is
+            outside of what is listed above.
+
+    Example:
+    ```python
+    gan = keras_san.AttributeGAN(stargan.generator(5), stargan.critic(128, 5))
+    gan.compile()
+    gan.fit(images, attributes, batch_size=16, epochs=100)
+    changed = gan.generate(images, 1.0 - attributes)
+    ```
+
+    Reference:
+        [Choi et al., 2018](https://arxiv.org/abs/1711.09020), section 3.1;
+        identity: [Zhu et al., 2017](https://arxiv.org/abs/1703.10593),
+        section 5.2.
+    """
+
+    def __init__(
+        self,
+        generator,
+        critic,
+        class_weight=1.0,
+        cycle_weight=10.0,
+        identity_weight=0.0,
+        loss="hinge",
+        critic_steps=1,
+        penalty=None,
+        ema=None,
+        seed=None,
+        **kwargs,
+    ):
+        check_positive("class_weight", class_weight)
+        check_positive("cycle_weight", cycle_weight)
+        names = ["class_loss", "fake_class_loss", "cycle_loss"]
+        if identity_weight:
+            check_positive("identity_weight", identity_weight)
+            names.append("identity_loss")
+        super().__init__(
+            generator,
+            critic,
+            loss=loss,
+            critic_steps=critic_steps,
+            penalty=penalty,
+            ema=ema,
+            seed=seed,
+            more_means=names,
+            **kwargs,
+        )
+        _check_networks(generator, critic)
+        self.class_weight = class_weight
+        self.cycle_weight = cycle_weight
+        self.identity_weight = identity_weight
+
+    def _unpack(self, data):
+        images, attributes, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if attributes is None:
+            raise ValueError(
+                "This GAN trains on pairs (images, attributes). "
+                "Received: no attributes"
+            )
+        for name, value, expected in (
+            ("images", images, self.generator.inputs[0].shape),
+            ("attributes", attributes, self.generator.inputs[1].shape),
+        ):
+            shape = tuple(value.shape)
+            if len(shape) != len(expected) or any(
+                a != b for a, b in zip(shape[1:], expected[1:]) if b is not None
+            ):
+                raise ValueError(
+                    f"The {name} do not fit the generator, which takes "
+                    f"{tuple(expected)}. Received: {name} of shape {shape}"
+                )
+        return images, ops.cast(attributes, "float32")
+
+    def _generator_inputs(self, real, given):
+        targets = keras.random.shuffle(given, seed=self.seed_generator)
+        return [real, targets], targets
+
+    def _judge(self, images, given):
+        logits, attributes = self.critic(images, training=True)
+        return [ops.cast(logits, "float32")], ops.cast(attributes, "float32")
+
+    def _critic_losses(self, adversarial, rest, given):
+        class_loss = _cross_entropy(given, rest)
+        loss = adversarial + self.class_weight * class_loss
+        return loss, {"class_loss": class_loss}
+
+    def _generator_losses(self, real, given, fake, given_of_fake, view):
+        logits, attributes = self._judge(view(fake), given_of_fake)
+        back = self.generator([fake, given], training=True)
+        means = {
+            "generator_loss": self._adversarial_loss(logits),
+            "fake_class_loss": _cross_entropy(given_of_fake, attributes),
+            "cycle_loss": _difference(real, back),
+        }
+        loss = (
+            means["generator_loss"]
+            + self.class_weight * means["fake_class_loss"]
+            + self.cycle_weight * means["cycle_loss"]
+        )
+        if self.identity_weight:
+            same = self.generator([real, given], training=True)
+            means["identity_loss"] = _difference(real, same)
+            loss += self.identity_weight * means["identity_loss"]
+        return loss, means
+
+    def generate(self, images, attributes, batch_size=16):
+        """Images with other attributes, by the averaged generator if any.
+
+        Args:
+            images: Array `(n, height, width, channels)` in [-1, 1].
+            attributes: Array `(n, number of attributes)` of 0 and 1, those
+                that the images shall have.
+            batch_size: Int, how many images are made at once.
+
+        Returns:
+            A NumPy array of the shape of `images`.
+
+        Raises:
+            ValueError: if there are not as many of both.
+        """
+        images = np.asarray(images, "float32")
+        attributes = np.asarray(attributes, "float32")
+        number = self.generator.inputs[1].shape[1]
+        if attributes.shape != (len(images), number):
+            raise ValueError(
+                f"`attributes` must have the shape {(len(images), number)}. "
+                f"Received: shape {attributes.shape}"
+            )
+
+        def make_inputs(part):
+            return [images[part], attributes[part]]
+
+        return self._generate(make_inputs, len(images), batch_size)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "class_weight": self.class_weight,
+            "cycle_weight": self.cycle_weight,
+            "identity_weight": self.identity_weight,
+        }
+
+
+def _difference(a, b):
+    return ops.mean(ops.abs(ops.cast(a, "float32") - ops.cast(b, "float32")))
+
+
+def _cross_entropy(attributes, logits):
+    """Summed over the attributes, the mean over the images."""
+    # Of logits x: softplus(x) - x where there is the attribute, softplus(x)
+    # where not.
+    return ops.mean(ops.sum(ops.softplus(logits) - attributes * logits, axis=1))
+
+
+def _check_networks(generator, critic):
+    outputs = critic.outputs
+    if len(generator.inputs) != 2 or len(outputs) != 2:
+        raise ValueError(
+            "The generator must take images and attributes, and the critic "
+            "put out logits and attributes. Received: a generator with "
+            f"{len(generator.inputs)} inputs, a critic with {len(outputs)} "
+            "outputs"
+        )
+    made, judged = generator.output_shape, critic.input_shape
+    if len(made) != len(judged) or any(
+        a != b for a, b in zip(made[1:], judged[1:]) if None not in (a, b)
+    ):
+        raise ValueError(
+            "The critic must take the images that the generator makes. "
+            f"Received: a generator with output_shape={made}, a critic with "
+            f"input_shape={judged}"
+        )
+    given, told = generator.inputs[1].shape, outputs[1].shape
+    if len(given) != 2 or tuple(given[1:]) != tuple(told[1:]):
+        raise ValueError(
+            "The generator must be given as many attributes as the critic "
+            f"tells. Received: {tuple(given)} and {tuple(told)}"
+        )
