@@ -5,7 +5,6 @@ colours, thick and thin, which need no network, for a few minutes on two CPU
 cores. See `python -m examples.attribute_transfer train --help`.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -72,22 +71,7 @@ _EXCLUSIVE = {
 
 def parse(argv=None):
     """Reads the command line into a namespace."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.attribute_transfer",
-        allow_abbrev=False,
-        description=__doc__.splitlines()[0],
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name, description):
-        return commands.add_parser(
-            name,
-            allow_abbrev=False,
-            help=description,
-            description=description,
-            formatter_class=runs.Help,
-        )
-
+    parser, command = command_line.commands("attribute_transfer", __doc__)
     _add_training(command("train", "Trains a network."))
     _add_editing(command("edit", "Changes attributes of your own images."))
     args = parser.parse_args(argv)
@@ -95,9 +79,7 @@ def parse(argv=None):
         preset = dict(PRESETS[args.preset])
         if args.normalizer == "wgan_gp":
             preset.update(_WGAN_GP)
-        for name, value in preset.items():
-            if getattr(args, name) is None:
-                setattr(args, name, value)
+        command_line.fill(args, preset)
         dataset = os.path.basename(os.path.normpath(args.data))
         if args.name is None:
             args.name = f"{dataset}-stargan-{args.normalizer}"

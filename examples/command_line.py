@@ -6,7 +6,45 @@ import os
 
 import keras
 
+from examples import runs
 from keras_san import callbacks, losses, normalizers
+
+
+def commands(name, description):
+    """A parser for an example with several commands.
+
+    Args:
+        name: String, the module.
+        description: String, its docstring.
+
+    Returns:
+        The parser, and a callable that adds the command of a name and a
+        description, and returns its parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m examples.{name}",
+        allow_abbrev=False,
+        description=description.splitlines()[0],
+    )
+    added = parser.add_subparsers(dest="command", required=True)
+
+    def command(name, description):
+        return added.add_parser(
+            name,
+            allow_abbrev=False,
+            help=description,
+            description=description,
+            formatter_class=runs.Help,
+        )
+
+    return parser, command
+
+
+def fill(args, defaults):
+    """Gives arguments that were not given the values of a dict."""
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def add_normalizer(parser, others=()):

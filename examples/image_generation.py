@@ -193,9 +193,7 @@ def parse(argv=None):
         **NETWORKS[args.network][2],
         **SETTINGS.get(args.normalizer, {}),
     }
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    command_line.fill(args, defaults)
     if args.name is None:
         dataset = os.path.basename(os.path.normpath(args.dataset))
         args.name = "-".join(

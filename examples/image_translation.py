@@ -5,7 +5,6 @@ and their main colours as labels, which need no network, for a few minutes on
 two CPU cores. See `python -m examples.image_translation train --help`.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -71,22 +70,7 @@ _PERCEPTUAL_LAYERS = {
 
 def parse(argv=None):
     """Reads the command line into a namespace."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.image_translation",
-        allow_abbrev=False,
-        description=__doc__.splitlines()[0],
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name, description):
-        return commands.add_parser(
-            name,
-            allow_abbrev=False,
-            help=description,
-            description=description,
-            formatter_class=runs.Help,
-        )
-
+    parser, command = command_line.commands("image_translation", __doc__)
     _add_training(command("train", "Trains a network."))
     _add_translation(
         command("translate", "Makes photographs of label maps of your own.")
@@ -100,9 +84,7 @@ def parse(argv=None):
         if args.normalizer != "san":
             # Nobody else measures a share of the filters.
             preset.update(ratio=None, gain=None)
-        for name, value in preset.items():
-            if getattr(args, name) is None:
-                setattr(args, name, value)
+        command_line.fill(args, preset)
         if args.name is None:
             dataset = os.path.basename(os.path.normpath(args.data))
             args.name = f"{dataset}-spade-{args.normalizer}"

@@ -88,22 +88,7 @@ PRESETS = {
 
 def parse(argv=None):
     """Reads the command line into a namespace."""
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.super_resolution",
-        allow_abbrev=False,
-        description=__doc__.splitlines()[0],
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name, description):
-        return commands.add_parser(
-            name,
-            allow_abbrev=False,
-            help=description,
-            description=description,
-            formatter_class=runs.Help,
-        )
-
+    parser, command = command_line.commands("super_resolution", __doc__)
     _add_training(command("train", "Trains a network."))
     _add_evaluation(
         command("evaluate", "Measures networks on pairs of photographs.")
@@ -111,9 +96,7 @@ def parse(argv=None):
     _add_upscaling(command("upscale", "Enlarges photographs of your own."))
     args = parser.parse_args(argv)
     if args.command == "train":
-        for name, value in PRESETS[args.preset].items():
-            if getattr(args, name) is None:
-                setattr(args, name, value)
+        command_line.fill(args, PRESETS[args.preset])
         if args.name is None:
             dataset = os.path.basename(os.path.normpath(args.data))
             args.name = f"{dataset}-{args.normalizer}"
@@ -302,16 +285,7 @@ def main(argv=None):
 
 def train(args):
     """Pretrains a generator by the pixel loss, then trains it with a critic."""
-    if keras.config.backend() == "torch":
-        raise ValueError(
-            "Networks are trained on TensorFlow and JAX, measured and used on "
-            "PyTorch, too. Received: the Keras backend torch"
-        )
-    if args.strategy == "multi_worker":
-        raise ValueError(
-            "This example trains in one process. Received: --strategy "
-            "multi_worker"
-        )
+    command_line.check_trains(args)
     scope = runs.strategy_scope(args.strategy)
     for name in ("epochs", "steps_per_epoch", "batch_size", "crop"):
         check_count(name, getattr(args, name))

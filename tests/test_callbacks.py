@@ -48,6 +48,19 @@ def test_sample_grid(tmp_path):
 
 
 @needs_gan
+def test_sample_grid_shows_another_picture(tmp_path):
+    picture = np.full((3, 5, 3), 7, "uint8")
+    picture[1] = 200
+    grid = callbacks.SampleGrid(tmp_path, scale=2, picture=lambda gan: picture)
+    fit(make_gan(), epochs=1, callbacks=[grid])
+    found = np.asarray(Image.open(tmp_path / "samples_0001.png"))
+    np.testing.assert_array_equal(
+        found, picture.repeat(2, axis=0).repeat(2, axis=1)
+    )
+    assert grid.latest is picture
+
+
+@needs_gan
 def test_sample_grid_shows_a_class_a_column(tmp_path):
     gan = make_gan(num_classes=3)
     seen = []
@@ -131,6 +144,31 @@ class TestEvaluation:
             rtol=1e-5,
         )
         assert found["custom_samples"] == found["custom_real_samples"] == 40
+
+    def test_of_images_that_are_drawn_in_another_way(self):
+        images = np.random.default_rng(0).integers(
+            256, size=(30, 8, 8, 1), dtype="uint8"
+        )
+        drawn = images[::-1] // 2
+        evaluation = callbacks.Evaluation(
+            images,
+            extract,
+            num_images=30,
+            draw=lambda model: (drawn[:20], drawn[20:]),
+        )
+        fid = metrics.FrechetInceptionDistance(extract)
+        fid.update_state(images, real=True)
+        fid.update_state(drawn)
+        # Of any model, one that makes nothing of random vectors, too.
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        found = model.fit(
+            np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[evaluation]
+        ).history
+        assert found["custom_samples"] == [30]
+        np.testing.assert_allclose(
+            found["custom_fid"], [fid.result()["fid"]], rtol=1e-5
+        )
 
     def test_the_last_epoch_is_evaluated(self):
         images = np.zeros((20, 8, 8, 1), "uint8")

@@ -190,9 +190,60 @@ def make_paired():
     )
     gan.compile(keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05))
     return gan
+
+def make_conditional():
+    # Batches of both replicas are normalized together, as in SPADE.
+    maps = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, padding="same")(maps)
+    x = layers.BatchNormalization(synchronized=True)(x)
+    x = layers.Conv2D(2, 3, padding="same", activation="tanh")(x)
+    generator = keras.Model(maps, x)
+    inputs = keras.Input((6, 6, 2))
+    y = layers.Concatenate()([maps, inputs])
+    outputs = []
+    for _ in range(2):
+        feature = SANConv2D(4, 3)(y)
+        outputs.append([feature, SANConv2D(1, 3)(layers.ReLU()(feature))])
+        y = layers.AveragePooling2D(2)(y)
+    gan = keras_san.PairedGAN(
+        generator,
+        keras.Model([inputs, maps], outputs),
+        feature_matching=2.0,
+        joint=True,
+        seed=3,
+    )
+    gan.compile(keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05))
+    return gan
+
+def make_attributes():
+    inputs, attributes = keras.Input((6, 6, 2)), keras.Input((3,))
+    x = layers.Dense(4)(attributes)[:, None, None, :]
+    x = x + layers.Conv2D(4, 3, padding="same")(inputs)
+    x = layers.Conv2D(2, 3, padding="same", activation="tanh")(x)
+    y = layers.LeakyReLU(0.01)(SANConv2D(4, 4, 2)(inputs))
+    told = layers.Flatten()(layers.Conv2D(3, 3)(y))
+    gan = keras_san.AttributeGAN(
+        keras.Model([inputs, attributes], x),
+        keras.Model(inputs, [SANConv2D(1, 3)(y), told]),
+        identity_weight=1.0,
+        seed=3,
+    )
+    gan.compile(keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05))
+    return gan
 """
 
 GANS = """
+# Replicas shuffle their own parts of a batch: here all do the same to each.
+keras.random.shuffle = lambda x, seed: 1.0 - x
+
+labels = np.random.default_rng(1).integers(2, size=(36, 3)).astype("float32")
+maps = np.random.default_rng(1).integers(2, size=(36, 6, 6, 3), dtype="uint8")
+
+OTHERS = {
+    "paired": (make_paired, (images(36)[:, ::2, ::2], images(36))),
+    "conditional": (make_conditional, (maps, images(36))),
+    "attributes": (make_attributes, (images(36), labels)),
+}
 CASES = {
     "divide": {"form": "divide"},
     "project": {"form": "project"},
@@ -201,18 +252,22 @@ CASES = {
         "form": "divide", "penalty": keras_san.losses.GradientPenalty()
     },
 }
-for name, settings in [*CASES.items(), ("paired", None)]:
+for name, settings in [*CASES.items(), *OTHERS.items()]:
     for device, strategy in (("one", None), ("two", mirrored)):
         keras.utils.set_random_seed(0)
-        with scope(strategy):
-            gan = make_gan(**settings) if settings else make_paired()
-        if settings:
+        if name in CASES:
+            with scope(strategy):
+                gan = make_gan(**settings)
             history = gan.fit(batches(images(36)), epochs=2, verbose=0)
             generated = gan.generate(4, seed=0)
         else:
-            pairs = images(36)[:, ::2, ::2], images(36)
-            history = gan.fit(batches(*pairs), epochs=2, verbose=0)
-            generated = gan.generate(pairs[0][:4])
+            make, arrays = settings
+            with scope(strategy):
+                gan = make()
+            history = gan.fit(batches(*arrays), epochs=2, verbose=0)
+            given = [x[:4] for x in arrays[: len(gan.generator.inputs)]]
+            generated = gan.generate(*given)
+        if name == "paired":
             # The generator alone, as a pretraining has it.
             level = np.full((3, 3, 2), 200, "uint8")
             made = keras_san.callbacks.enlarge(gan.generator, level)
@@ -470,7 +525,10 @@ def test_gans(tmp_path):
     command = [tmp_path / "results.npz"], {}
     (results,) = run(START + MIRRORED + NETWORKS + GANS, command)
     names = {key.split("/")[0] for key in results}
-    assert names == {"divide", "project", "average", "penalty", "paired"}
+    assert names == {
+        *("divide", "project", "average", "penalty"),
+        *("paired", "conditional", "attributes"),
+    }
     for name in names:
         check(results, name)
         for key in ("critic_loss", "generator_loss", "real_logit"):

@@ -153,6 +153,35 @@ class TestKeras:
             extractors.KerasExtractor(classifier())(noise(0))
 
 
+class TestTiles:
+    def test_what_is_seen(self):
+        images = noise(2, 7)
+        tiles = extractors.Tiles(classifier((3, 3, 3)), 3)
+        assert (tiles.label, tiles.name) == ("tiles3_judge_", "model")
+        expected_tiles = [
+            image[y : y + 3, x : x + 3]
+            for image in images
+            for y in (0, 3)
+            for x in (0, 3)
+        ]
+        for found, other in zip(
+            tiles(images), tiles.extractor(np.stack(expected_tiles))
+        ):
+            assert len(found) == 8
+            np.testing.assert_allclose(found, other, atol=1e-6)
+
+    def test_of_a_callable(self):
+        tiles = extractors.Tiles(lambda images: (images.shape, None), 4)
+        assert tiles.label == "tiles4_custom_"
+        assert tiles(noise(3, 8))[0] == (12, 4, 4, 3)
+
+    def test_images_smaller_than_a_tile(self):
+        with pytest.raises(ValueError, match="9 x 9 pixels.*8 x 8"):
+            extractors.Tiles(lambda images: None, 9)(noise(1, 8))
+        with pytest.raises(ValueError, match="size=0"):
+            extractors.Tiles(lambda images: None, 0)
+
+
 class TestGet:
     def test_callable(self):
         def mine(images):

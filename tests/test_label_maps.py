@@ -234,3 +234,84 @@ class TestNumberColours:
     def test_no_files(self, tmp_path):
         with pytest.raises(ValueError, match="no images"):
             label_maps.number_colours(tmp_path, tmp_path / "out")
+
+
+class TestVoid:
+    """Pixels without a class get one of their own, the last one."""
+
+    def test_labels(self, tmp_path):
+        path = tmp_path / "0.png"
+        save(path, np.uint8([[0, 9, 2], [9, 1, 0]]))
+        found, _ = label_maps.read(path, 3, void=9)
+        void = label_maps.VOID
+        np.testing.assert_array_equal(found, [[0, void, 2], [void, 1, 0]])
+        with pytest.raises(ValueError, match="3. .*--void.*label 9 in .*0.png"):
+            label_maps.read(path, 3)
+        # Nor may what stands for them be a class.
+        save(path, np.uint8([[0, 255, 9]]))
+        with pytest.raises(ValueError, match="the label 255"):
+            label_maps.read(path, 256, void=9)
+
+    def test_nothing_else(self, tmp_path):
+        save(tmp_path / "0.png", np.full((2, 2), 255, "uint8"))
+        found, _ = label_maps.read(tmp_path / "0.png", 3, void=255)
+        assert np.all(found == label_maps.VOID)
+
+    def test_scenes(self, tmp_path):
+        labels = [np.uint8([[0, 255], [1, 1]]), np.uint8([[2, 0], [0, 0]])]
+        for split in ("train", "val"):
+            for i, array in enumerate(labels):
+                save(tmp_path / split / "labels" / f"{i}.png", array)
+                save(tmp_path / split / "images" / f"{i}.png", noise(2, 2))
+        loaded = scenes.load(tmp_path, size=(2, 2), void=255)
+        assert loaded.num_classes == 4
+        np.testing.assert_array_equal(
+            loaded.labels, [[[0, 3], [1, 1]], [[2, 0], [0, 0]]]
+        )
+        again = scenes.load(
+            tmp_path, "validation", (2, 2), num_classes=3, void=255
+        )
+        np.testing.assert_array_equal(again.labels, loaded.labels)
+        assert again.num_classes == 4
+        # Without a void one, 255 is a class.
+        assert scenes.load(tmp_path, size=(2, 2)).num_classes == 256
+
+
+class TestReadMaps:
+    LABELS = np.uint8([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 9, 9], [2, 2, 9, 9]])
+
+    def test_one_hot(self, tmp_path):
+        path = str(tmp_path / "a.png")
+        save(tmp_path / "a.png", self.LABELS)
+        maps = label_maps.read_maps(path, (4, 8), 4, void=9)
+        assert maps.shape == (4, 8, 4) and maps.dtype == "uint8"
+        expected = np.where(self.LABELS == 9, 3, self.LABELS).repeat(2, axis=1)
+        np.testing.assert_array_equal(maps.argmax(axis=-1), expected)
+        np.testing.assert_array_equal(maps.sum(axis=-1), 1)
+        maps = label_maps.read_maps(path, (2, 2), 10)
+        np.testing.assert_array_equal(maps.argmax(axis=-1), [[0, 1], [2, 9]])
+
+    def test_instances(self, tmp_path):
+        path = str(tmp_path / "labels" / "a.png")
+        save(tmp_path / "labels" / "a.png", np.minimum(self.LABELS, 3))
+        ids = np.zeros((4, 4), "uint16")
+        ids[:, 3] = 700
+        save(tmp_path / "ids" / "a.png", ids)
+        maps = label_maps.read_maps(
+            path, (4, 4), 4, instances=str(tmp_path / "ids")
+        )
+        assert maps.shape == (4, 4, 5)
+        np.testing.assert_array_equal(maps[..., 4], [[0, 0, 1, 1]] * 4)
+        with pytest.raises(ValueError, match="a.png' with 4 x 4.* 4 x 3"):
+            save(tmp_path / "ids" / "a.png", ids[:3])
+            label_maps.read_maps(
+                path, (4, 4), 4, instances=str(tmp_path / "ids")
+            )
+        save(tmp_path / "labels" / "b.png", self.LABELS)
+        with pytest.raises(ValueError, match="b.png', without 'b' in .*ids'"):
+            label_maps.read_maps(
+                str(tmp_path / "labels" / "b.png"),
+                (4, 4),
+                10,
+                instances=str(tmp_path / "ids"),
+            )

@@ -401,7 +401,7 @@ class Benchmark:
 
 def critic_layers():
     """All convolutions: `{critic: [(name, kernel shape, image, stride)]}`."""
-    from keras_san.networks import biggan, sngan, srgan
+    from keras_san.networks import biggan, sngan, spade, srgan
 
     found = {}
     for name, model in {
@@ -413,15 +413,14 @@ def critic_layers():
         "SR 128": srgan.critic(128, normalizer=None),
     }.items():
         found[name] = convolutions(model)
-    # SPADE's, from the authors' code.
-    for height, width in ((256, 512), (128, 256)):
-        layers, channels, image = [], 39, (height, width)
-        strides = {64: 2, 128: 2, 256: 2, 512: 1, 1: 1}
-        for number, (filters, stride) in enumerate(strides.items(), start=1):
-            shape = (4, 4, channels, filters)
-            layers.append((f"conv_{number}", shape, image, stride))
-            channels, image = filters, tuple(n // stride for n in image)
-        found[f"SPADE {height}x{width}"] = layers
+    # SPADE's has one critic for each of two scales.
+    layers = convolutions(spade.critic((256, 512), normalizer=None))
+    for scale, image in (("scale_1_", "256x512"), ("scale_2_", "128x256")):
+        found[f"SPADE {image}"] = [
+            (name.removeprefix(scale), *rest)
+            for name, *rest in layers
+            if name.startswith(scale)
+        ]
     # No critic of the papers: what their transforms take too long for.
     found["Wide 32"] = [("512 channels", (3, 3, 512, 512), (32, 32), 1)]
     return found

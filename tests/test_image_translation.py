@@ -1,0 +1,806 @@
+"""The example that makes photographs of label maps, on folders of noise."""
+
+import csv
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND
+from PIL import Image
+
+import keras_san
+from examples import command_line, data, image_translation
+from keras_san import callbacks, normalizers
+from keras_san.networks import spade
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+needs_training = pytest.mark.skipif(
+    BACKEND == "torch", reason="GAN trains on tensorflow and jax; run there"
+)
+
+SIZE = (64, 96)
+COLOURS = [[10, 200, 30], [90, 0, 250], [250, 240, 0], [120, 120, 120]]
+SMALL = [
+    *("--size", "64", "96", "--upsamplings", "5", "--width", "0.02"),
+    *("--critic-width", "0.02", "--batch-size", "2", "--steps-per-epoch", "2"),
+]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """What is compiled here runs once or twice."""
+    if BACKEND != "jax":
+        yield
+        return
+    import jax
+
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def no_export(monkeypatch):
+    monkeypatch.setattr(command_line, "export_network", lambda *args: None)
+
+
+def eagerly(patch):
+    """TensorFlow takes longer to trace a step than to run a few."""
+    if BACKEND == "tensorflow":
+        compile = keras_san.PairedGAN.compile
+
+        def compile_eagerly(self, *args, **kwargs):
+            compile(self, *args, run_eagerly=True, **kwargs)
+
+        patch.setattr(keras_san.PairedGAN, "compile", compile_eagerly)
+
+
+def command(*arguments):
+    return image_translation.main([str(argument) for argument in arguments])
+
+
+def train(output, *arguments):
+    return command("train", *SMALL, "--output", output, *arguments)
+
+
+def parse(*arguments):
+    return image_translation.parse(["train", *map(str, arguments)])
+
+
+def save(path, array, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array)
+    if palette is not None:
+        image.putpalette(np.ravel(palette).tolist())
+    image.save(path)
+    return array
+
+
+def noise(height=70, width=100):
+    return RNG.integers(256, size=(height, width, 3), dtype="uint8")
+
+
+def regions(classes=4, height=70, width=100):
+    """Labels in squares, all classes among them."""
+    small = RNG.permutation(np.arange(height * width // 100) % classes)
+    small = small.reshape(height // 10, width // 10).astype("uint8")
+    return small.repeat(10, axis=0).repeat(10, axis=1)
+
+
+def fill(folder, count, palette=COLOURS):
+    """Scenes "0", "1", ... in sub-folders images and labels."""
+    for i in range(count):
+        save(folder / "images" / f"{i}.png", noise())
+        save(folder / "labels" / f"{i}.png", regions(), palette)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    fill(folder / "train", 4)
+    fill(folder / "val", 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """A folder with ids of instances, and pixels of no class."""
+    folder = fill(tmp_path_factory.mktemp("marked"), 3)
+    for i in range(3):
+        labels = regions()
+        labels[:20, 30:50] = 255
+        save(folder / "labels" / f"{i}.png", labels)
+        ids = regions(9).astype("uint16") + 1000
+        save(folder / "instances" / f"{i}.png", ids)
+    return folder
+
+
+def taken(size, small):
+    """Of which pixels of one axis the resized ones are, the nearest."""
+    return np.floor((np.arange(small) + 0.5) * size / small).astype(int)
+
+
+def nearest(array):
+    rows, columns = (taken(n, m) for n, m in zip(array.shape, SIZE))
+    return array[rows][:, columns]
+
+
+def edges_of(ids):
+    edges = np.zeros(ids.shape)
+    for y, x in np.ndindex(ids.shape):
+        edges[y, x] = any(
+            ids[v, u] != ids[y, x]
+            for v, u in [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+            if 0 <= v < ids.shape[0] and 0 <= u < ids.shape[1]
+        )
+    return edges
+
+
+def made_of(run, *maps):
+    """What a run's generator makes of maps `(height, width, channels)`."""
+    model = keras.saving.load_model(run / "generator.keras", compile=False)
+    made = [model.predict_on_batch(m[None].astype("float32"))[0] for m in maps]
+    return [np.clip((m + 1.0) * 127.5, 0, 255) for m in made]
+
+
+def one_hot(labels, classes=4):
+    return np.eye(classes)[nearest(labels)]
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image).astype("float64")
+
+
+def nearly(a, b):
+    """Equal as files of 8 bits can be."""
+    np.testing.assert_allclose(a, b, atol=0.51)
+    return True
+
+
+def written(folder):
+    return data.files_below(folder) if os.path.exists(folder) else []
+
+
+# What a training writes, and goes on with.
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """Features of tiles, and, of images of any size, a convolution."""
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("judge") / "judge.keras"
+    keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Conv2D(8, 5, 4, activation="relu", name="texture"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(4, name="features"),
+            keras.layers.Dense(3, name="logits"),
+        ]
+    ).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(folder, judge):
+    return [
+        *("--data", folder, "--name", "run", "--epochs", "3", "--show", "2"),
+        *("--evaluate-every", "4", "--extractor", judge, "--tiles", "32"),
+        *("--perceptual", judge, "--perceptual-layers", "texture"),
+        # Else nothing would be seen after six steps.
+        *("--generator-rate", "0.01"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, settings):
+    """A run, and `stopped`: what of it there was before its last epoch."""
+    output = tmp_path_factory.mktemp("runs")
+
+    class Copy(callbacks.SampleGrid):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                shutil.copytree(self.directory, output / "stopped")
+
+    with pytest.MonkeyPatch.context() as patch:
+        eagerly(patch)
+        patch.setattr(callbacks, "SampleGrid", Copy)
+        assert train(output, *settings) == 0
+    return output / "run"
+
+
+@needs_training
+class TestTraining:
+    def test_files(self, trained):
+        assert {
+            "classes.json",
+            "curves.png",
+            "generator.keras",
+            "log.csv",
+            "samples.png",
+            "samples_0001.png",
+            "samples_0003.png",
+            "settings.json",
+        } <= {*os.listdir(trained)}
+        assert (trained / "generator" / "saved_model.pb").exists()
+        assert os.listdir(trained / "checkpoint") == ["epoch_3.keras"]
+        assert len(os.listdir(trained / "tensorboard")) == 1
+        with open(trained / "classes.json") as file:
+            assert json.load(file) == CLASSES
+        with open(trained / "settings.json") as file:
+            written = json.load(file)
+        assert written["size"] == [64, 96] and written["tiles"] == 32
+        assert written["extractor"] == "judge.keras"
+        assert written["epochs"] == 3
+
+    def test_log(self, trained):
+        with open(trained / "log.csv") as file:
+            rows = [*csv.DictReader(file)]
+        assert [row["step"] for row in rows] == ["2", "4", "6"]
+        for row in rows:
+            for name in (
+                "feature_matching_loss",
+                "perceptual_loss",
+                "norm/scale_1_conv_1",
+                "norm/scale_2_conv_5",
+            ):
+                assert np.isfinite(float(row[name])), name
+        # Every four steps, and at the end.
+        assert rows[0]["tiles32_judge_fid"] == ""
+        for row in rows[1:]:
+            for name in ("fid", "kid", "is"):
+                assert np.isfinite(float(row[f"tiles32_judge_{name}"]))
+            assert float(row["tiles32_judge_samples"]) == 10 * 6
+            assert float(row["tiles32_judge_real_samples"]) == 10 * 6
+
+    def test_what_is_measured(self, trained, folder, judge):
+        """All tiles of the validation split, by the last generator."""
+        real, maps = [], []
+        for i in range(10):
+            real.append(photograph(folder, i))
+            with Image.open(folder / "val" / "labels" / f"{i}.png") as image:
+                maps.append(one_hot(np.asarray(image)))
+        model = keras.saving.load_model(judge)
+        model = keras.Model(model.inputs[0], model.get_layer("features").output)
+        moments = []
+        for images in (real, [np.rint(x) for x in made_of(trained, *maps)]):
+            tiles = [
+                image[y : y + 32, x : x + 32] / 127.5 - 1.0
+                for image in images
+                for y in (0, 32)
+                for x in (0, 32, 64)
+            ]
+            features = model.predict_on_batch(np.array(tiles, "float32"))
+            features = np.asarray(features, "float64")
+            moments.append((features.mean(axis=0), np.cov(features.T)))
+        (mean_1, cov_1), (mean_2, cov_2) = moments
+        roots = np.sqrt(np.linalg.eigvals(cov_1 @ cov_2).real.clip(0)).sum()
+        expected = np.sum((mean_1 - mean_2) ** 2)
+        expected += np.trace(cov_1) + np.trace(cov_2) - 2 * roots
+        row = callbacks.read_log(trained / "log.csv")[-1]
+        np.testing.assert_allclose(
+            row["tiles32_judge_fid"], expected, rtol=0.02
+        )
+
+    def test_what_is_shown(self, trained, folder):
+        """The labels, what is made of them, and the photograph."""
+        sheet = pixels(trained / "samples.png")
+        height, width = SIZE
+        assert sheet.shape == (2 * (height + 4) + 4, 3 * (width + 4) + 4, 3)
+        for i in range(2):
+            shown = [
+                sheet[y : y + height, x : x + width]
+                for y in [4 + i * (height + 4)]
+                for x in (4, 8 + width, 12 + 2 * width)
+            ]
+            with Image.open(folder / "val" / "labels" / f"{i}.png") as image:
+                labels = np.asarray(image)
+            colours = np.array(COLOURS)[nearest(labels)]
+            np.testing.assert_array_equal(shown[0], colours)
+            (made,) = made_of(trained, one_hot(labels))
+            assert nearly(shown[1], made) and made.std() > 1.0
+            np.testing.assert_array_equal(shown[2], photograph(folder, i))
+
+    def test_translate(self, trained, folder, tmp_path, capsys):
+        path = folder / "val" / "labels" / "3.png"
+        arguments = ["--run", trained, "--output", tmp_path / "out"]
+        assert command("translate", path, *arguments) == 0
+        with Image.open(path) as image:
+            (made,) = made_of(trained, one_hot(np.asarray(image)))
+        assert nearly(pixels(tmp_path / "out" / "3.png"), made)
+        assert "96 x 64" in capsys.readouterr().out
+
+    def test_resuming(self, trained, settings, tmp_path, no_export):
+        """As if it had not been stopped in its last epoch."""
+        shutil.copytree(trained.parent / "stopped", tmp_path / "run")
+        assert not (tmp_path / "run" / "generator.keras").exists()
+        before = written(tmp_path)
+        with pytest.raises(ValueError, match="'normalizer': 'san -> sn'"):
+            train(tmp_path, *settings, "--resume", "--normalizer", "sn")
+        # Rates fall by the length of the training.
+        with pytest.raises(ValueError, match="'epochs': '3 -> 4'"):
+            train(tmp_path, *settings, "--resume", "--epochs", "4")
+        with pytest.raises(ValueError, match="'tiles': '32 -> 16'"):
+            train(tmp_path, *settings, "--resume", "--tiles", "16")
+        with pytest.raises(ValueError, match="exists from another run"):
+            train(tmp_path, *settings)
+        assert written(tmp_path) == before
+        with pytest.MonkeyPatch.context() as patch:
+            eagerly(patch)
+            assert train(tmp_path, *settings, "--resume") == 0
+        whole, resumed = (
+            keras.saving.load_model(run / "generator.keras")
+            for run in (trained, tmp_path / "run")
+        )
+        for a, b in zip(whole.get_weights(), resumed.get_weights()):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        expected, found = (
+            callbacks.read_log(run / "log.csv")
+            for run in (trained, tmp_path / "run")
+        )
+        assert [row["epoch"] for row in found] == [1, 2, 3]
+        for a, b in zip(expected, found):
+            for name in a.keys() - {"seconds"}:
+                np.testing.assert_allclose(
+                    a[name], b[name], rtol=1e-3, atol=1e-5
+                )
+
+    @pytest.mark.skipif(
+        BACKEND != "tensorflow",
+        reason="each backend exports in its own way; run on tensorflow",
+    )
+    def test_without_this_package(self, trained, tmp_path):
+        maps = one_hot(regions())[None].astype("float32")
+        np.save(tmp_path / "maps.npy", maps)
+        script = """
+import sys
+import numpy as np
+import tensorflow as tf
+
+network = tf.saved_model.load(sys.argv[1])
+np.save("made.npy", network.serve(np.load("maps.npy")))
+packages = {name.partition(".")[0] for name in sys.modules}
+assert not packages & {"keras", "keras_san", "examples"}
+"""
+        subprocess.run(
+            [sys.executable, "-c", script, str(trained / "generator")],
+            cwd=tmp_path,
+            check=True,
+        )
+        made = np.load(tmp_path / "made.npy")
+        (expected,) = made_of(trained, maps[0])
+        np.testing.assert_allclose((made[0] + 1.0) * 127.5, expected, atol=0.01)
+
+
+def photograph(folder, index):
+    with Image.open(folder / "val" / "images" / f"{index}.png") as image:
+        image = image.resize(SIZE[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(image).astype("float64")
+
+
+@needs_training
+def test_instances_and_void(tmp_path, marked, no_export):
+    """A class more for pixels without one, and a channel more for edges."""
+    arguments = ["--data", marked, "--void", "255", "--epochs", "1"]
+    assert train(tmp_path, *arguments, "--name", "run") == 0
+    run = tmp_path / "run"
+    with open(run / "classes.json") as file:
+        classes = json.load(file)
+    assert classes == {"num_classes": 5, "void": 255, "edges": True}
+    model = keras.saving.load_model(run / "generator.keras")
+    assert model.input_shape == (None, *SIZE, 6)
+    # One scene is held out.
+    assert pixels(run / "samples.png").shape[0] == SIZE[0] + 8
+    (row,) = callbacks.read_log(run / "log.csv")
+    assert all(np.isfinite(value) for value in row.values())
+    status = command(
+        *("translate", marked / "labels" / "1.png", "--run", run),
+        *("--instances", marked / "instances", "--output", tmp_path / "out"),
+    )
+    assert status == 0 and os.listdir(tmp_path / "out") == ["1.png"]
+
+
+def test_which_scenes(folder, marked, tmp_path):
+    def loaded(path, *arguments):
+        args = parse("--data", path, "--size", *SIZE, *arguments)
+        return image_translation.load_scenes(args)
+
+    training, validation = loaded(folder)
+    assert (len(training), len(validation)) == (4, 10)
+    assert training.images.shape[1:3] == training.labels.shape[1:] == SIZE
+    assert training.map_channels == validation.map_channels == 4
+    training, validation = loaded(folder, "--classes", "7")
+    assert training.map_channels == validation.map_channels == 7
+    for scenes in loaded(marked, "--void", "255"):
+        assert scenes.map_channels == 6
+        assert (scenes.labels == 4).any() and scenes.labels.max() == 4
+    for scenes in loaded(marked, "--void", "255", "--classes", "9"):
+        assert scenes.map_channels == 11 and scenes.labels.max() == 9
+    # Ids for one split only.
+    shutil.copytree(folder, tmp_path / "half")
+    for i in range(4):
+        save(tmp_path / "half" / "train" / "instances" / f"{i}.png", regions())
+    with pytest.raises(ValueError, match="Instance ids.*or for neither.*half"):
+        loaded(tmp_path / "half")
+
+
+# What uses a network, on any backend.
+
+
+CLASSES = {"num_classes": 4, "void": None, "edges": False}
+
+
+def fresh_run(path, classes):
+    """What a training leaves, with kernels that make a difference."""
+    channels = classes["num_classes"] + classes["edges"]
+    model = spade.generator(SIZE, channels, width=0.02, upsamplings=5)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(0.0, 0.5, weight.shape))
+    path.mkdir(parents=True)
+    command_line.save_network(model, path / "generator.keras")
+    with open(path / "classes.json", "w") as file:
+        json.dump(classes, file)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fresh_run(tmp_path_factory.mktemp("plain") / "run", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def run_with_edges(tmp_path_factory):
+    classes = {"num_classes": 5, "void": 255, "edges": True}
+    return fresh_run(tmp_path_factory.mktemp("edges") / "run", classes)
+
+
+class TestTranslate:
+    def translate(self, run, output, *arguments):
+        return command(
+            "translate", "--run", run, "--output", output, *arguments
+        )
+
+    def test_files_and_folders(self, run, tmp_path):
+        maps = {
+            "alone.png": regions(),
+            "many/a.png": regions(height=90),
+            "many/inner/b.png": regions(height=40, width=60),
+        }
+        for name, labels in maps.items():
+            save(tmp_path / name, labels)
+        out = tmp_path / "out"
+        paths = [tmp_path / "alone.png", tmp_path / "many"]
+        assert self.translate(run, out, *paths) == 0
+        assert written(out) == ["a.png", "alone.png", "inner/b.png"]
+        made = made_of(run, *(one_hot(labels) for labels in maps.values()))
+        for name, expected in zip(maps, made):
+            assert nearly(pixels(out / name.removeprefix("many/")), expected)
+        # The maps can be told apart by what is made of them.
+        assert np.abs(made[0] - made[1]).max() > 10.0
+
+    def test_force(self, run, tmp_path):
+        labels = save(tmp_path / "a.png", regions())
+        before = save(tmp_path / "out" / "a.png", noise())
+        arguments = [run, tmp_path / "out", tmp_path / "a.png"]
+        with pytest.raises(ValueError, match="with --force only.*a.png"):
+            self.translate(*arguments)
+        np.testing.assert_array_equal(
+            pixels(tmp_path / "out" / "a.png"), before
+        )
+        assert self.translate(*arguments, "--force") == 0
+        (expected,) = made_of(run, one_hot(labels))
+        assert nearly(pixels(tmp_path / "out" / "a.png"), expected)
+
+    def test_what_is_left_out(self, run, tmp_path, capsys):
+        """All else is made all the same."""
+        maps = tmp_path / "maps"
+        save(maps / "a.png", regions(5))
+        save(maps / "b.png", noise())
+        (maps / "c.png").write_bytes(b"nothing")
+        save(maps / "d.png", regions())
+        assert self.translate(run, tmp_path / "out", maps) == 1
+        assert os.listdir(tmp_path / "out") == ["d.png"]
+        printed = capsys.readouterr().out.splitlines()
+        assert "3 left out:" in printed
+        found = [x for x in printed if x.startswith(f"  {maps}")]
+        (too_large, colours, broken) = found
+        assert "the label 4 in" in too_large and "a.png" in too_large
+        assert "number of classes, 4" in too_large
+        assert "examples.image_translation number FOLDER" in colours
+        assert "b.png" in colours
+        assert "cannot be read" in broken and "c.png" in broken
+
+    def test_colours_become_numbers(self, run, tmp_path, capsys):
+        labels = {name: regions(3) for name in ("a", "inner/b")}
+        # As they are sorted.
+        colours = np.uint8([[0, 9, 255], [0, 10, 0], [200, 0, 0]])
+        for name, numbers in labels.items():
+            save(tmp_path / "maps" / f"{name}.png", colours[numbers])
+        numbered, out = tmp_path / "numbered", tmp_path / "out"
+        assert command("number", tmp_path / "maps", "--output", numbered) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[:3] == ["  0  #0009ff", "  1  #000a00", "  2  #c80000"]
+        assert "2 files" in printed[3]
+        assert self.translate(run, out, numbered) == 0
+        maps = [one_hot(numbers) for numbers in labels.values()]
+        for name, expected in zip(labels, made_of(run, *maps)):
+            assert nearly(pixels(out / f"{name}.png"), expected)
+        with pytest.raises(ValueError, match="not written over.*numbered"):
+            command("number", tmp_path / "maps", "--output", numbered)
+
+    def test_instances_and_void(self, run_with_edges, tmp_path, capsys):
+        labels = regions()
+        labels[10:30, 5:50] = 255
+        ids = regions(9).astype("uint16") * 1000
+        save(tmp_path / "labels" / "a.png", labels)
+        save(tmp_path / "labels" / "b.png", labels)
+        save(tmp_path / "ids" / "a.png", ids)
+        arguments = [run_with_edges, tmp_path / "out", tmp_path / "labels"]
+        status = self.translate(*arguments, "--instances", tmp_path / "ids")
+        assert status == 1
+        assert os.listdir(tmp_path / "out") == ["a.png"]
+        assert "ids of its instances" in capsys.readouterr().out
+        classes = np.where(labels == 255, 4, labels)
+        maps = np.concatenate(
+            [one_hot(classes, 5), edges_of(nearest(ids))[..., None]], axis=-1
+        )
+        without = maps * [1, 1, 1, 1, 1, 0]
+        expected, other = made_of(run_with_edges, maps, without)
+        found = pixels(tmp_path / "out" / "a.png")
+        assert nearly(found, expected)
+        assert np.abs(found - other).max() > 10.0
+
+    def test_instances_for_whom_they_are(self, run, run_with_edges, tmp_path):
+        save(tmp_path / "a.png", regions())
+        arguments = [tmp_path / "out", tmp_path / "a.png"]
+        with pytest.raises(ValueError, match="Pass --instances.*trained with "):
+            self.translate(run_with_edges, *arguments)
+        with pytest.raises(ValueError, match="for one trained without them"):
+            self.translate(run, *arguments, "--instances", tmp_path)
+        assert not (tmp_path / "out").exists()
+
+    def test_no_network(self, run, tmp_path):
+        save(tmp_path / "a.png", regions())
+        arguments = [tmp_path / "out", tmp_path / "a.png"]
+        with pytest.raises(ValueError, match="translation train.*generator"):
+            self.translate(tmp_path / "nowhere", *arguments)
+        shutil.copytree(run, tmp_path / "run")
+        os.remove(tmp_path / "run" / "classes.json")
+        with pytest.raises(ValueError, match="leaves a file.*classes.json"):
+            self.translate(tmp_path / "run", *arguments)
+        assert not (tmp_path / "out").exists()
+
+
+# Settings, and what is wrong with them.
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_an_error_is_one_line(tmp_path, monkeypatch):
+    arguments = ["translate", str(tmp_path), "--run", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["image_translation", *arguments])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_module("examples.image_translation", run_name="__main__")
+    message = error.value.code
+    assert message.startswith("error: There is no such file. Train")
+    assert "\n" not in message
+
+
+@needs_training
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--size", "80", "96"], "multiples of 32.*64.*96.*80, 96"),
+        (["--size", "96", "96", "--upsamplings", "6"], "of 64, as 64, 128"),
+        (["--classes", "3"], "classes, 3.*--classes.*label 3 in '.*.png'"),
+        (["--tiles", "65"], "--tiles 65 with --size .64, 96."),
+        (["--tiles", "0"], "--tiles 0 with"),
+        (["--evaluate-every", "3"], "--evaluate-every 3 with --steps.* 2"),
+        (["--steps-per-execution", "3"], "-epoch 2 with --steps-per-exec.* 3"),
+        (["--extractor", "missing.keras"], "no such extractor.*missing.keras"),
+        (["--extractor", "inception"], "inception without --download"),
+        (["--perceptual", "vgg19"], "--perceptual vgg19 without --download"),
+        (["--perceptual", "missing.keras"], "no such file.*missing.keras"),
+        (["--normalizer", "sn", "--ratio", "0.5"], "SAN.*0.5.*-normalizer sn"),
+        (["--normalizer", "none", "--form", "divide"], "--normalizer none"),
+        (["--decay-from", "2"], "from 0 to 1.*--decay-from 2"),
+        (["--strategy", "multi_worker"], "--strategy multi_worker"),
+        (["--batch-size", "0"], "batch_size=0"),
+        (["--show", "0"], "show=0"),
+        (["--resume"], "no run to resume"),
+    ],
+)
+def test_bad_arguments(tmp_path, folder, judge, arguments, expected):
+    good = ["--evaluate-every", "2", "--extractor", judge, "--data", folder]
+    with pytest.raises(ValueError, match=expected):
+        train(tmp_path, *good, *arguments)
+    assert os.listdir(tmp_path) == []
+
+
+@needs_training
+class TestBadFolders:
+    def refused(self, tmp_path, folder, *arguments):
+        with pytest.raises(ValueError) as error:
+            train(tmp_path / "runs", "--data", folder, *arguments)
+        assert not (tmp_path / "runs").exists()
+        return str(error.value)
+
+    def test_sizes_differ(self, tmp_path):
+        folder = fill(tmp_path / "made", 3)
+        save(folder / "labels" / "1.png", regions(height=60))
+        message = self.refused(tmp_path, folder)
+        assert "same size" in message
+        assert "images/1.png' with 100 x 70" in message
+        assert "labels/1.png' with 100 x 60" in message
+
+    def test_no_pairs(self, tmp_path):
+        folder = fill(tmp_path / "made", 3)
+        os.remove(folder / "labels" / "2.png")
+        message = self.refused(tmp_path, folder)
+        assert "same names" in message and "'2', which is not in" in message
+        assert str(folder / "labels") in message
+
+    def test_colours(self, tmp_path):
+        folder = fill(tmp_path / "made", 3)
+        save(folder / "labels" / "0.png", noise())
+        message = self.refused(tmp_path, folder)
+        assert "image_translation number FOLDER" in message
+        assert str(folder / "labels" / "0.png") in message
+
+    def test_void(self, tmp_path, marked):
+        message = self.refused(tmp_path, marked, "--classes", "4")
+        assert "pass it by --void" in message and "the label 255" in message
+
+    def test_no_scenes(self, tmp_path):
+        message = self.refused(tmp_path, tmp_path)
+        assert "sub-folders `images` and `labels`" in message
+
+
+class TestSettings:
+    def test_small(self):
+        args = parse()
+        assert args.name == "photographs-spade-san"
+        assert (args.size, args.upsamplings) == ([96, 96], 5)
+        assert args.perceptual == "none" and args.ratio is None
+        assert parse("--data", "a/b/", "--normalizer", "sn").name == (
+            "b-spade-sn"
+        )
+
+    def test_paper(self):
+        """SAN's section 4.2, and SPADE's appendix."""
+        args = parse("--preset", "paper")
+        assert (args.normalizer, args.ratio, args.gain) == ("san", 0.25, 1.3)
+        assert (args.size, args.upsamplings) == ([256, 512], 6)
+        assert (args.generator_rate, args.critic_rate) == (1e-4, 4e-4)
+        assert (args.beta_1, args.beta_2) == (0.5, 0.9)
+        assert (args.width, args.critic_width) == (1.0, 1.0)
+        assert (args.batch_size, args.critic_steps) == (32, 1)
+        assert (args.epochs, args.decay_from) == (200, 0.5)
+        # An epoch is a pass over the 2,975 scenes of Cityscapes.
+        assert round(args.steps_per_epoch * args.batch_size, -2) == 3000
+        assert (args.perceptual, args.perceptual_weight) == ("vgg19", 10.0)
+        assert args.feature_matching == 10.0
+        # The first layer of each block, as SPADE's code weighs them.
+        assert image_translation.perceptual_layers(args) == {
+            "block1_conv1": 1 / 32,
+            "block2_conv1": 1 / 16,
+            "block3_conv1": 1 / 8,
+            "block4_conv1": 1 / 4,
+            "block5_conv1": 1.0,
+        }
+        args = parse("--preset", "paper", "--normalizer", "sn")
+        assert args.ratio is args.gain is None
+        args = parse("--preset", "paper", "--ratio", "0.5", "--size", 64, 128)
+        assert (args.ratio, args.gain, args.size) == (0.5, 1.3, [64, 128])
+
+    def make(self, *arguments):
+        return image_translation.make_gan(parse(*arguments, *SMALL), 4, [])
+
+    def test_networks(self):
+        gan = self.make("--preset", "paper", "--ema", "0.9")
+        convolutions = [x for x in gan.critic.layers if "_conv_" in x.name]
+        assert len(convolutions) == 10
+        for layer in convolutions:
+            assert isinstance(layer.normalizer, normalizers.SparsityAware)
+            assert layer.normalizer.ratio == 0.25
+            assert layer.normalizer.gain == 1.3
+            assert layer.get_config()["padding"] == "circular"
+        assert not self.instance_norms(gan)
+        assert (gan.joint, gan.feature_matching) == (True, 10.0)
+        assert gan.averaged_generator is not None
+        rates = {
+            1e-4: gan.generator_optimizer,
+            4e-4: gan.critic_optimizer,
+        }
+        for rate, adam in rates.items():
+            np.testing.assert_allclose(float(adam.learning_rate), rate)
+            assert (adam.beta_1, adam.beta_2) == (0.5, 0.9)
+
+    def test_the_original_critic(self):
+        gan = self.make("--critic", "original", "--padding", "same")
+        assert len(self.instance_norms(gan)) == 2 * 3
+        layer = gan.critic.get_layer("scale_1_conv_2")
+        assert layer.normalizer.ratio == 1.0
+        assert layer.get_config()["padding"] == "same"
+        assert gan.averaged_generator is None
+
+    def instance_norms(self, gan):
+        kind = keras.layers.GroupNormalization
+        return [x for x in gan.critic.layers if isinstance(x, kind)]
+
+    def test_perceptual_layers(self, judge):
+        args = parse(
+            *("--perceptual", judge, "--perceptual-layers", "texture"),
+            *("--perceptual-weight", "3"),
+        )
+        assert image_translation.perceptual_layers(args) == {"texture": 1.0}
+        (loss,) = command_line.make_perceptual_losses(
+            args,
+            layers=image_translation.perceptual_layers(args),
+            activated=True,
+        )
+        assert loss.weight == 3.0
+        assert command_line.make_perceptual_losses(parse()) == []
+
+
+class TestLinearDecay:
+    @pytest.mark.parametrize(
+        ("start", "expected"),
+        [
+            (0.5, {0: 0.2, 25: 0.2, 50: 0.2, 60: 0.16, 75: 0.1, 100: 0.0}),
+            (0.0, {0: 0.2, 1: 0.198, 50: 0.1, 99: 0.002, 100: 0.0}),
+            (0.9, {89: 0.2, 90: 0.2, 91: 0.18, 99: 0.02, 100: 0.0, 120: 0.0}),
+        ],
+    )
+    def test_values(self, start, expected):
+        decay = command_line.LinearDecay(0.2, 100, start)
+        for step, rate in expected.items():
+            found = float(decay(keras.ops.convert_to_tensor(step)))
+            np.testing.assert_allclose(found, rate, atol=1e-7)
+
+    def test_of_a_training(self):
+        args = parse("--epochs", "3", "--steps-per-epoch", "10")
+        adam = command_line.make_adam(args, 0.1, updates_per_step=2)
+        rates = []
+        for step in (0, 30, 45, 60):
+            adam.iterations.assign(step)
+            rates.append(float(adam.learning_rate))
+        np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.0], atol=1e-8)
+        args.decay_from = 1.0
+        adam = command_line.make_adam(args, 0.1, 2)
+        adam.iterations.assign(59)
+        np.testing.assert_allclose(float(adam.learning_rate), 0.1)
+
+    def test_in_a_file(self):
+        adam = keras.optimizers.Adam(command_line.LinearDecay(0.2, 40, 0.25))
+        config = json.loads(
+            json.dumps(keras.saving.serialize_keras_object(adam))
+        )
+        copy = keras.saving.deserialize_keras_object(config)
+        for step in (5, 10, 25, 40):
+            for optimizer in (adam, copy):
+                optimizer.iterations.assign(step)
+            rate = 0.2 * min(1.0, (40 - step) / 30)
+            for optimizer in (adam, copy):
+                np.testing.assert_allclose(
+                    float(optimizer.learning_rate), rate, atol=1e-7
+                )
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="it is about torch; run there")
+def test_training_says_where_it_works(tmp_path, folder):
+    with pytest.raises(ValueError, match="TensorFlow and JAX.*torch"):
+        train(tmp_path, "--data", folder)
+    assert os.listdir(tmp_path) == []
