@@ -263,7 +263,7 @@ def train(args):
     )
     shown = [
         batches.follow(),
-        *command_line.pictured(run, triptychs(validation[: args.show])),
+        *command_line.pictured(run, triptychs(validation, args.show)),
     ]
     if extractor is not None:
         shown.insert(1, make_evaluation(args, extractor, validation))
@@ -391,8 +391,10 @@ def make_evaluation(args, extractor, validation):
     )
 
 
-def triptychs(shown):
+def triptychs(validation, count):
     """A callable from the GAN to labels, what it makes of them, and truth."""
+    # Not the first ones: of a film these are nearly the same.
+    shown = validation[:: max(1, len(validation) // count)][:count]
     maps, columns = shown.maps(), [shown.colours(), shown.images]
 
     def draw(gan):

@@ -393,3 +393,149 @@ def test_callbacks_of_other_gans_say_so_at_once(tmp_path, make):
 def test_bad_data(data, message):
     with pytest.raises(ValueError, match=message):
         make_gan().fit(*data, batch_size=4, verbose=0)
+
+
+# GANs whose critic sees what images are made from.
+CLASSES = 4
+MAPS = np.eye(CLASSES, dtype="uint8")[RNG.integers(CLASSES, size=(4, 16, 24))]
+IMAGES = RNG.uniform(-1, 1, (4, 16, 24, 3)).astype("float32")
+
+
+def plain_generator():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((16, 24, CLASSES)),
+            layers.Conv2D(3, 3, padding="same", activation="tanh"),
+        ]
+    )
+
+
+def plain_critic(extra=0, batch_norm=False, channels=CLASSES):
+    """What `PairedGAN` promises to take, with little in it."""
+    keras.utils.set_random_seed(1)
+    images, maps = keras.Input((16, 24, 3)), keras.Input((16, 24, channels))
+    x = layers.Concatenate()([images, maps])
+    outputs = []
+    for index in range(2):
+        y = layers.Conv2D(3 + index, 3, strides=2 + index)(x)
+        y = layers.BatchNormalization()(y) if batch_norm else y
+        features = [y, *(layers.ReLU()(y) for _ in range(extra))]
+        outputs.append([*features, layers.Conv2D(1, 3)(y)])
+    return keras.Model([images, maps], outputs)
+
+
+def make_conditional(joint=True, critic=None, compile=True, **kwargs):
+    gan = PairedGAN(
+        plain_generator(),
+        critic or plain_critic(),
+        feature_matching=kwargs.pop("feature_matching", 10.0),
+        joint=joint,
+        seed=0,
+        **kwargs,
+    )
+    if compile:
+        gan.compile(run_eagerly=BACKEND == "tensorflow")
+    return gan
+
+
+def fit_conditional(gan, **kwargs):
+    kwargs = {"batch_size": 4, "verbose": 0, "shuffle": False, **kwargs}
+    return gan.fit(MAPS, IMAGES, **kwargs).history
+
+
+@needs_training
+class TestConditional:
+    @pytest.mark.parametrize("joint", [False, True])
+    def test_a_step_is_what_the_docstring_says(self, joint):
+        """One update, written out with what the networks put out."""
+        gan = make_conditional(
+            joint,
+            plain_critic(extra=1),
+            content_losses=[losses.PixelLoss(0.5)],
+            adversarial_weight=0.2,
+            penalty=losses.GradientPenalty(),
+        )
+        for optimizer in (gan.generator_optimizer, gan.critic_optimizer):
+            optimizer.learning_rate = 0.0
+        history = fit_conditional(gan)
+        fake = gan.generate(MAPS)
+        real_out, fake_out = (
+            [[to_numpy(x) for x in scale] for scale in gan.critic([images, m])]
+            for images, m in ((IMAGES, MAPS), (fake, MAPS))
+        )
+        expected = {
+            "real_logit": np.mean([s[-1].mean() for s in real_out]),
+            "fake_logit": np.mean([s[-1].mean() for s in fake_out]),
+            "critic_loss": np.mean(
+                [
+                    np.maximum(0, 1 - a[-1]).mean()
+                    + np.maximum(0, 1 + b[-1]).mean()
+                    for a, b in zip(real_out, fake_out)
+                ]
+            ),
+            "feature_matching_loss": np.mean(
+                [
+                    sum(np.abs(x - y).mean() for x, y in zip(a[:-1], b[:-1]))
+                    for a, b in zip(real_out, fake_out)
+                ]
+            ),
+            "pixel_loss": np.abs(fake - IMAGES).mean() / 2.0,
+        }
+        expected["generator_loss"] = -expected["fake_logit"]
+        expected["loss"] = (
+            expected["critic_loss"]
+            + 0.2 * expected["generator_loss"]
+            + 10.0 * expected["feature_matching_loss"]
+            + 0.5 * expected["pixel_loss"]
+        )
+        assert set(history) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(
+                history[name], [value], rtol=1e-3, atol=1e-5, err_msg=name
+            )
+
+    def test_one_batch_or_two(self):
+        """A batch of both makes a difference to batch normalization only."""
+
+        def last_losses(joint, batch_norm):
+            critic = plain_critic(batch_norm=batch_norm)
+            gan = make_conditional(joint, critic)
+            return fit_conditional(gan, epochs=2)["loss"]
+
+        same = [last_losses(joint, False) for joint in (False, True)]
+        np.testing.assert_allclose(*same, rtol=1e-3)
+        other = [last_losses(joint, True) for joint in (False, True)]
+        assert abs(other[0][0] - other[1][0]) > 0.01
+
+    def test_feature_matching(self):
+        a, b = (RNG.normal(size=(2, 3)).astype("float32") for _ in range(2))
+        found = losses.feature_matching([[a, b]] * 2, [[b, b]] * 2)
+        np.testing.assert_allclose(
+            to_numpy(found), np.abs(a - b).mean(), rtol=1e-5
+        )
+
+    def test_files(self, tmp_path):
+        gan = make_conditional()
+        fit_conditional(gan)
+        gan.save(tmp_path / "gan.keras")
+        again = keras.saving.load_model(tmp_path / "gan.keras")
+        assert again.feature_matching == 10.0 and again.joint is True
+        np.testing.assert_array_equal(again.generate(MAPS), gan.generate(MAPS))
+        np.testing.assert_allclose(
+            fit_conditional(again)["loss"],
+            fit_conditional(gan)["loss"],
+            rtol=1e-4,
+        )
+
+
+def test_bad_conditional_networks():
+    with pytest.raises(ValueError, match="what the generator makes them from"):
+        PairedGAN(plain_generator(), plain_critic(channels=3))
+    alone = keras.Sequential(
+        [keras.Input((16, 24, 3)), layers.Flatten(), layers.Dense(1)]
+    )
+    with pytest.raises(ValueError, match="features.*feature_matching=2.0"):
+        PairedGAN(plain_generator(), alone, feature_matching=2.0)
+    with pytest.raises(ValueError, match="feature_matching=-1"):
+        make_conditional(feature_matching=-1, compile=False)

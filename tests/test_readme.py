@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(
 def test_snippets(tmp_path, monkeypatch):
     """In the order of the page: each may use what came before."""
     monkeypatch.chdir(tmp_path)
-    assert len(PYTHON) == 7
+    assert len(PYTHON) == 9
     keras.utils.clear_session()  # As in the fresh process of a reader.
     namespace = {}
     for text in PYTHON:
@@ -43,6 +43,8 @@ def test_snippets(tmp_path, monkeypatch):
     assert namespace["critic"].output_shape == (None, 1)
     assert namespace["samples"].shape == (16, 32, 32, 3)
     assert namespace["enlarged"].shape == (8, 64, 64, 3)
+    assert namespace["made"].shape == (8, 64, 64, 3)
+    assert namespace["changed"].shape == (8, 32, 32, 3)
     assert os.path.exists(tmp_path / "gan.keras")
     assert os.path.exists(tmp_path / "generator" / "saved_model.pb")
 
@@ -50,7 +52,7 @@ def test_snippets(tmp_path, monkeypatch):
 def test_there_is_nothing_else():
     """`.ci/run` runs the test command; the examples are run below."""
     assert [line.split()[0] for line in SHELL] == (
-        ["python3"] * 2 + [".venv/bin/python"] * 9 + ["KERAS_BACKEND=jax"]
+        ["python3"] * 2 + [".venv/bin/python"] * 14 + ["KERAS_BACKEND=jax"]
     )
     for command in SHELL[:2]:
         assert command.startswith(
@@ -117,28 +119,60 @@ def test_example_commands(tmp_path):
     } <= set(files)
 
 
+def run_commands(example, folder, short):
+    """Each as it stands, but for `short` arguments of the training."""
+    commands = [c for c in SHELL if f"-m examples.{example}" in c]
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        if "train" in arguments:
+            arguments += [*short, "--steps-per-epoch", "2", "--epochs", "1"]
+        run = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": ROOT},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    return len(commands)
+
+
 def test_super_resolution_commands(tmp_path):
     """Each as it stands, but short, and on a photograph that is at hand."""
     runs = tmp_path / "runs" / "photographs-san"
     (tmp_path / "path" / "to").mkdir(parents=True)
     photograph = tmp_path / "path" / "to" / "photograph.jpg"
     Image.new("RGB", (30, 20), (200, 100, 50)).save(photograph)
-    commands = [c for c in SHELL if "-m examples.super_resolution" in c]
-    assert len(commands) == 3
-    short = ["--steps-per-epoch", "2", "--pretraining-epochs", "1"]
-    for command in commands:
-        arguments = shlex.split(command)[1:]
-        if "train" in arguments:
-            arguments += [*short, "--epochs", "1"]
-        run = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": ROOT},
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    short = ["--pretraining-epochs", "1"]
+    assert run_commands("super_resolution", tmp_path, short) == 3
     assert (runs / "comparison.png").exists()
     assert (runs / "evaluation-photographs.csv").exists()
     with Image.open(tmp_path / "upscaled" / "photograph.jpg") as image:
         assert image.size == (120, 80)
+
+
+def test_image_translation_commands(tmp_path):
+    folder = tmp_path / "path" / "to"
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / "scenes" / split / kind).mkdir(parents=True)
+            for i in range(2):
+                size = (128, 96)
+                image = Image.new("L" if kind == "labels" else "RGB", size, i)
+                image.save(folder / "scenes" / split / kind / f"{i}.png")
+    Image.new("L", (50, 40), 11).save(folder / "labels.png")
+    short = ["--width", "0.02", "--critic-width", "0.02"]
+    assert run_commands("image_translation", tmp_path, short) == 3
+    assert (tmp_path / "runs" / "scenes" / "samples.png").exists()
+    with Image.open(tmp_path / "translated" / "labels.png") as image:
+        assert image.size == (96, 96)
+
+
+def test_attribute_transfer_commands(tmp_path):
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(tmp_path / "path" / "to" / "digit.png")
+    assert run_commands("attribute_transfer", tmp_path, []) == 2
+    run = tmp_path / "runs" / "digits-stargan-san"
+    assert (run / "samples.png").exists()
+    with Image.open(tmp_path / "edited" / "digit.png") as image:
+        assert image.size == (5 * 33 + 1, 34)

@@ -13,7 +13,8 @@ class AttributeGAN(BackendGAN):
     """A generator that gives images other attributes, which trains with `fit`.
 
     A batch is pairs of images and their attributes, each 0 or 1. Each image
-    gets the attributes of another one of its batch. The critic tells real
+    gets the attributes of one of its batch, drawn at random (on several
+    devices of TensorFlow: of its device's part). The critic tells real
     images from changed ones, and which attributes an image has; the generator
     is to satisfy both, and to bring a changed image back. All else is as with
     `keras_san.GAN`: several devices, norms, and the backends.
@@ -120,7 +121,10 @@ class AttributeGAN(BackendGAN):
         return images, ops.cast(attributes, "float32")
 
     def _generator_inputs(self, real, given):
-        targets = keras.random.shuffle(given, seed=self.seed_generator)
+        # Places, not rows: JAX shuffles each column of a matrix on its own.
+        places = ops.arange(ops.shape(given)[0])
+        places = keras.random.shuffle(places, seed=self.seed_generator)
+        targets = ops.take(given, places, axis=0)
         return [real, targets], targets
 
     def _judge(self, images, given):

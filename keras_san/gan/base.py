@@ -219,6 +219,10 @@ class BaseGAN(keras.Model):
         Returns:
             A dict of scalars, the means since the epoch began.
         """
+        # An uncompiled step gets arrays, which Keras does not mix with tensors.
+        data = keras.tree.map_structure(
+            lambda x: None if x is None else ops.convert_to_tensor(x), data
+        )
         all_real, all_given = self._unpack(data)
         size = all_real.shape[0]
         if size is not None and size < self.critic_steps:
