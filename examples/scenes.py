@@ -125,7 +125,8 @@ def load(
         download: Boolean. Whether tensorflow-datasets may download.
         limit: `None`, or an int, of how many scenes at most.
         void: `None`, or the label of pixels without a class, in a folder.
-            They get one more class, the last one.
+            They get one more class, the last one, which `num_classes` does
+            not count.
 
     Returns:
         A `Scenes`.
@@ -144,6 +145,11 @@ def load(
         )
     if limit is not None:
         check_count("limit", limit)
+    if void is not None and not os.path.isdir(name):
+        raise ValueError(
+            "Only in a folder of your own pixels may have no class. "
+            f"Received: void={void} with name={name!r}"
+        )
     if name == "photographs":
         num_classes = num_classes or _BUNDLED_CLASSES
         found = _bundled(split, size, num_classes)

@@ -273,6 +273,8 @@ class TestVoid:
         )
         np.testing.assert_array_equal(again.labels, loaded.labels)
         assert again.num_classes == 4
+        with pytest.raises(ValueError, match="void=3 with name='photographs'"):
+            scenes.load(void=3)
         # Without a void one, 255 is a class.
         assert scenes.load(tmp_path, size=(2, 2)).num_classes == 256
 
