@@ -136,9 +136,20 @@ def settings():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, settings):
+def drawn():
+    """The numbers of the batches that `trained` draws."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, settings, drawn):
     """A run, and `stopped`: what of it there was before its last epoch."""
     output = tmp_path_factory.mktemp("runs")
+
+    class Batches(attributes.Batches):
+        def __getitem__(self, index):
+            drawn.append(self.number(index))
+            return super().__getitem__(index)
 
     class Copy(callbacks.SampleGrid):
         def on_epoch_begin(self, epoch, logs=None):
@@ -149,6 +160,7 @@ def trained(tmp_path_factory, settings):
         if BACKEND != "tensorflow":
             no_export(patch)
         patch.setattr(callbacks, "SampleGrid", Copy)
+        patch.setattr(attributes, "Batches", Batches)
         assert train(output, *settings) == 0
     return output / "run"
 
@@ -175,6 +187,9 @@ class TestTraining:
             settings = json.load(file)
         assert (settings["data"], settings["epochs"]) == ("digits", 2)
         assert settings["exclusive"] == [["red", "green", "blue"]]
+
+    def test_no_batch_is_drawn_in_two_epochs(self, trained, drawn):
+        assert {*drawn} == {0, 1, 2, 3}
 
     def test_log(self, trained):
         rows = callbacks.read_log(trained / "log.csv")

@@ -15,11 +15,9 @@ from helpers import BACKEND
 from PIL import Image
 
 import keras_san
-from examples import command_line, data, image_translation
+from examples import command_line, data, image_translation, scenes
 from keras_san import callbacks, normalizers
 from keras_san.networks import spade
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 needs_training = pytest.mark.skipif(
     BACKEND == "torch", reason="GAN trains on tensorflow and jax; run there"
@@ -219,9 +217,20 @@ def settings(folder, judge):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, settings):
+def drawn():
+    """The numbers of the batches that `trained` draws."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, settings, drawn):
     """A run, and `stopped`: what of it there was before its last epoch."""
     output = tmp_path_factory.mktemp("runs")
+
+    class Batches(scenes.Batches):
+        def __getitem__(self, index):
+            drawn.append(self.number(index))
+            return super().__getitem__(index)
 
     class Copy(callbacks.SampleGrid):
         def on_epoch_begin(self, epoch, logs=None):
@@ -233,6 +242,7 @@ def trained(tmp_path_factory, settings):
         if BACKEND != "tensorflow":
             no_export(patch)
         patch.setattr(callbacks, "SampleGrid", Copy)
+        patch.setattr(scenes, "Batches", Batches)
         assert train(output, *settings) == 0
     return output / "run"
 
@@ -259,6 +269,9 @@ class TestTraining:
         assert written["size"] == [64, 96] and written["tiles"] == 32
         assert written["extractor"] == "judge.keras"
         assert written["epochs"] == 2
+
+    def test_no_batch_is_drawn_in_two_epochs(self, trained, drawn):
+        assert {*drawn} == {0, 1, 2, 3}
 
     def test_log(self, trained):
         rows = callbacks.read_log(trained / "log.csv")
@@ -454,11 +467,11 @@ def test_which_scenes(folder, marked, tmp_path):
     assert training.map_channels == validation.map_channels == 4
     training, validation = loaded(folder, "--classes", "7")
     assert training.map_channels == validation.map_channels == 7
-    for scenes in loaded(marked, "--void", "255"):
-        assert scenes.map_channels == 6
-        assert (scenes.labels == 4).any() and scenes.labels.max() == 4
-    for scenes in loaded(marked, "--void", "255", "--classes", "9"):
-        assert scenes.map_channels == 11 and scenes.labels.max() == 9
+    for part in loaded(marked, "--void", "255"):
+        assert part.map_channels == 6
+        assert (part.labels == 4).any() and part.labels.max() == 4
+    for part in loaded(marked, "--void", "255", "--classes", "9"):
+        assert part.map_channels == 11 and part.labels.max() == 9
     # Ids for one split only.
     shutil.copytree(folder, tmp_path / "half")
     for i in range(4):
