@@ -248,6 +248,7 @@ def train(args):
         )
         return callbacks.image_grid(np.concatenate(rows), 1 + len(names))
 
+    shown = [batches.follow(), *command_line.pictured(run, picture, scale=2)]
     finished = run.checkpoint.restore(gan)
     # Only now, that nothing about the arguments can be wrong any more.
     run.begin()
@@ -260,10 +261,7 @@ def train(args):
         shuffle=False,
         # A progress bar in a file is one long line.
         verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[
-            batches.follow(),
-            *command_line.pictured(run, picture, scale=2),
-        ],
+        callbacks=shown,
     )
     network = gan.averaged_generator or gan.generator
     command_line.save_network(network, run.path("generator.keras"))
@@ -413,6 +411,16 @@ def edit(args):
     for flag, chosen in (("--set", args.set), ("--clear", args.clear)):
         for name in chosen:
             check_attribute(flag, name, names)
+    both = {*args.set} & {*args.clear}
+    for group in exclusive:
+        asked = {names[place] for place in group} & {*args.set}
+        both |= asked if len(asked) > 1 else set()
+    if both:
+        raise ValueError(
+            "An image cannot have these and not have them, or have several of "
+            f"an exclusive group. Received: {sorted(both)} in --set "
+            f"{args.set} --clear {args.clear}"
+        )
     size = generator.input_shape[0][1:3]
 
     def generate(images, values):
@@ -431,10 +439,10 @@ def edit(args):
         having = [n for n, value in zip(names, values[0]) if value]
         if args.set or args.clear:
             for name in args.set:
-                if not values[0, names.index(name)]:
-                    values = changed(values, names.index(name), exclusive)
-            for name in args.clear:
-                values[0, names.index(name)] = 0.0
+                place = names.index(name)
+                values[0, place] = 0.0
+                values = changed(values, place, exclusive)
+            values[0, [names.index(name) for name in args.clear]] = 0.0
             made = generate(floats, values)
             columns, gap = 1, 0
         else:

@@ -331,8 +331,8 @@ def load_network(path, example):
     if not os.path.isfile(path):
         raise ValueError(
             "There is no such file. Train a network first, by `python -m "
-            f"examples.{example} train`, or pass --generator with the file of "
-            f"one. Received: {path!r}"
+            f"examples.{example} train`, or say where one is. "
+            f"Received: {path!r}"
         )
     try:
         return keras.saving.load_model(path, compile=False)

@@ -358,7 +358,12 @@ def perceptual_layers(args):
 def find_extractor(args):
     """What to evaluate with, or `None`, once the arguments fit together."""
     if args.evaluate_every is None:
-        args.extractor = args.tiles = None
+        if args.tiles is not None:
+            raise ValueError(
+                "Tiles are what an evaluation looks at: pass --evaluate-every, "
+                f"too. Received: --tiles {args.tiles} without it"
+            )
+        args.extractor = None
         return None
     command_line.check_multiple(args, "evaluate_every", "steps_per_epoch")
     if args.tiles is not None and not 1 <= args.tiles <= min(args.size):
@@ -426,6 +431,8 @@ def translate(args):
             classes["num_classes"],
             classes["void"],
             args.instances,
+            # Below a folder with its sub-folders.
+            os.path.splitext(os.path.relpath(target, args.output))[0],
         )
         # The first: under a strategy Keras makes one on each replica.
         made = model.predict_on_batch(maps[None].astype("float32"))[0]

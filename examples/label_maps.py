@@ -71,7 +71,7 @@ def one_hot(labels, num_classes, edges=None):
     return maps
 
 
-def read_maps(path, size, num_classes, void=None, instances=None):
+def read_maps(path, size, num_classes, void=None, instances=None, name=None):
     """What a network sees of one label map.
 
     Args:
@@ -82,6 +82,8 @@ def read_maps(path, size, num_classes, void=None, instances=None):
         void: As of `read`.
         instances: `None`, or a folder with ids of instances under the same
             name.
+        name: String, its name there, by default that of the file, without
+            ending.
 
     Returns:
         uint8 array `(height, width, channels)`, see `one_hot`.
@@ -94,7 +96,7 @@ def read_maps(path, size, num_classes, void=None, instances=None):
     labels[labels == VOID] = num_classes - 1
     edges = None
     if instances is not None:
-        name = os.path.splitext(os.path.basename(path))[0]
+        name = name or os.path.splitext(os.path.basename(path))[0]
         file = data.by_name(instances).get(name)
         if file is None:
             raise ValueError(

@@ -175,7 +175,7 @@ class Run:
         with open(path) as file:
             before = json.load(file)
         # Evaluation may pause or begin late, but must stay the same.
-        for name in ("extractor", "samples"):
+        for name in ("extractor", "samples", "tiles"):
             if getattr(args, name, None) is None:
                 setattr(args, name, before.get(name))
             if before.get(name) is None:

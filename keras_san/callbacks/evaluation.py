@@ -29,7 +29,8 @@ class Evaluation(keras.callbacks.Callback):
         extractor: What `keras_san.metrics.extractors.get` takes.
         every: Int, epochs from one evaluation to the next. The last epoch
             is evaluated, too.
-        num_images: Int >= 10, how many images are generated each time.
+        num_images: Int >= 10, or with `draw` >= 2, how many images are
+            generated each time.
         seed: Int for the choice of real images and for the latent vectors,
             which are the same each time.
         draw: `None` for a `keras_san.GAN`, or a callable from the model to an
@@ -51,7 +52,7 @@ class Evaluation(keras.callbacks.Callback):
     ):
         super().__init__()
         check_count("every", every)
-        check_count("num_images", num_images, least=10)
+        check_count("num_images", num_images, least=2 if draw else 10)
         self.extractor = extractors.get(extractor)
         self.every = every
         self.num_images = num_images
