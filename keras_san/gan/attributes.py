@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_san.checks import check_positive
 from keras_san.gan.backend import BackendGAN
+from keras_san.gan.base import check_takes_images_of
 
 
 @keras.saving.register_keras_serializable("keras_san")
@@ -21,7 +22,8 @@ class AttributeGAN(BackendGAN):
 
     Logs have `class_loss` (cross entropy of the critic on real images),
     `fake_class_loss` (the same of the attributes that changed images should
-    have), `cycle_loss` and `identity_loss`, all without their weights.
+    have), `cycle_loss` and, where it has a weight, `identity_loss`, all
+    without their weights.
 
     Args:
         generator: A built `keras.Model` from `[images, attributes]`,
@@ -213,15 +215,7 @@ def _check_networks(generator, critic):
             f"{len(generator.inputs)} inputs, a critic with {len(outputs)} "
             "outputs"
         )
-    made, judged = generator.output_shape, critic.input_shape
-    if len(made) != len(judged) or any(
-        a != b for a, b in zip(made[1:], judged[1:]) if None not in (a, b)
-    ):
-        raise ValueError(
-            "The critic must take the images that the generator makes. "
-            f"Received: a generator with output_shape={made}, a critic with "
-            f"input_shape={judged}"
-        )
+    check_takes_images_of(generator, critic)
     given, told = generator.inputs[1].shape, outputs[1].shape
     if len(given) != 2 or tuple(given[1:]) != tuple(told[1:]):
         raise ValueError(

@@ -415,6 +415,19 @@ class BaseGAN(keras.Model):
         self.seed_generator.state.assign(store["seed"])
 
 
+def check_takes_images_of(generator, critic):
+    """Raises a `ValueError` unless a critic takes what a generator makes."""
+    made, judged = generator.output_shape, tuple(critic.inputs[0].shape)
+    if len(made) != len(judged) or any(
+        a != b for a, b in zip(made[1:], judged[1:]) if None not in (a, b)
+    ):
+        raise ValueError(
+            "The critic must take the images that the generator makes. "
+            f"Received: a generator with output_shape={made}, a critic with "
+            f"input_shape={critic.input_shape}"
+        )
+
+
 def _mean(values):
     values = list(values)
     return sum(values) / len(values)

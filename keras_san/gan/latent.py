@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_san.gan.backend import BackendGAN
+from keras_san.gan.base import check_takes_images_of
 
 
 @keras.saving.register_keras_serializable("keras_san")
@@ -207,12 +208,4 @@ def _check_networks(generator, critic, latent_dim, num_classes):
             f"Received: latent_dim={latent_dim}, a generator with "
             f"input_shape={generator.input_shape}"
         )
-    made, judged = generator.output_shape, first(critic.input_shape)
-    if len(made) != len(judged) or any(
-        a != b for a, b in zip(made[1:], judged[1:]) if None not in (a, b)
-    ):
-        raise ValueError(
-            "The critic must take the images that the generator makes. "
-            f"Received: a generator with output_shape={made}, a critic with "
-            f"input_shape={critic.input_shape}"
-        )
+    check_takes_images_of(generator, critic)
