@@ -160,7 +160,7 @@ def _add_training(parser):
     add("--batch-size", type=int, help="images of one update")
     add("--epochs", type=int, help="how often to report and to save")
     add("--steps-per-epoch", type=int)
-    add("--learning-rate", type=float)
+    add("--learning-rate", type=command_line.learning_rate)
     add("--beta-1", type=float, default=0.5, help="of Adam")
     add("--beta-2", type=float, help="of Adam")
     command_line.add_decay(parser)
@@ -300,10 +300,17 @@ def groups_of(exclusive, names):
     """Lists of places among the names, for lists of names.
 
     Raises:
-        ValueError: if one of them is none of the names.
+        ValueError: if one of them is none of the names, or there twice, or
+            alone in its group.
     """
-    for name in sum(exclusive, []):
+    all_names = sum(exclusive, [])
+    for name in all_names:
         check_attribute("--exclusive", name, names)
+    if len({*all_names}) < len(all_names) or any(len(x) < 2 for x in exclusive):
+        raise ValueError(
+            "An exclusive group has at least two attributes, and none that "
+            f"another one has. Received: --exclusive {exclusive}"
+        )
     return [[names.index(name) for name in group] for group in exclusive]
 
 

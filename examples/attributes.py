@@ -87,9 +87,9 @@ def load(
 
     Raises:
         ValueError: if there are no such images or attributes, if the table
-            cannot be understood, if an image is missing or cannot be read,
-            if there are fewer than two to train on, or if of those all or
-            none have an attribute.
+            cannot be read or understood, if an image is missing or cannot be
+            read, if there are fewer than two to train on, or if of those all
+            or none have an attribute.
     """
     name = os.fspath(name)
     if split not in ("train", "validation"):
@@ -274,9 +274,15 @@ def _read_table(path):
         `(names, rows)`: the names of the attributes, and of each image the
         number of its line, its path and the list of its cells.
     """
-    # Spreadsheets begin what they write with a mark.
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        lines = file.read().splitlines()
+    try:
+        # Spreadsheets begin what they write with a mark.
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            "The table of attributes cannot be read: `csv` must be the path "
+            f"of a text file. Received: {path!r} ({error})"
+        ) from error
     if lines and lines[0].strip().isdigit():
         # The form of CelebA, whose header does not name the first column.
         rows = [line.split() for line in lines]
@@ -304,7 +310,7 @@ def _read_table(path):
 def _tfds(name, split, data_dir, download):
     import tensorflow_datasets as tfds
 
-    builder = data.open_builder(name, data_dir, download)
+    builder = data.open_builder(name, data_dir, download, example="celeb_a")
     features = dict(builder.info.features.items())
     image, attributes = features.get("image"), features.get("attributes")
     if not (

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 
 import keras
@@ -38,6 +39,16 @@ def commands(name, description):
         )
 
     return parser, command
+
+
+def learning_rate(text):
+    """The `type` of an argument that is a learning rate."""
+    rate = float(text)
+    if not 0.0 <= rate < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"a learning rate is a number >= 0. Received: {text}"
+        )
+    return rate
 
 
 def fill(args, defaults):

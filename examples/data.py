@@ -272,8 +272,24 @@ def _folder(path):
     return zip(files, images, map(classes.index, tops)), len(classes)
 
 
-def open_builder(name, data_dir, download):
-    """The builder of a dataset of tensorflow-datasets, prepared."""
+def open_builder(
+    name, data_dir, download, embedded="digits", example="cifar10"
+):
+    """The builder of a dataset of tensorflow-datasets, prepared.
+
+    Args:
+        name: String.
+        data_dir: String, or `None` for the place that is usual.
+        download: Boolean, whether it may be downloaded.
+        embedded: String, what needs no dataset.
+        example: String, a dataset of the kind that is wanted.
+
+    Returns:
+        A `tfds.core.DatasetBuilder`.
+
+    Raises:
+        ValueError: if there is no such dataset, or it is not prepared.
+    """
     import tensorflow_datasets as tfds
 
     try:
@@ -282,9 +298,9 @@ def open_builder(name, data_dir, download):
         # Its message goes on with the names of a thousand datasets.
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            'There is no such dataset. Pass "digits", the path of an existing '
-            "folder of images, or a dataset of tensorflow-datasets such as "
-            f'"cifar10". Received: {name!r} ({reason})'
+            f'There is no such dataset. Pass "{embedded}", the path of an '
+            "existing folder of images, or a dataset of tensorflow-datasets "
+            f'such as "{example}". Received: {name!r} ({reason})'
         ) from None
     if download:
         builder.download_and_prepare()

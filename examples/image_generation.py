@@ -174,7 +174,7 @@ def parse(argv=None):
     add("--epochs", type=int, help="how often to report and to save")
     add("--steps-per-epoch", type=int)
     add("--batch-size", type=int, help="images of one update")
-    add("--learning-rate", type=float)
+    add("--learning-rate", type=command_line.learning_rate)
     add("--beta-1", type=float, help="of Adam")
     add("--beta-2", type=float, help="of Adam")
     add("--epsilon", type=float, help="of Adam")

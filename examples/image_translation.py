@@ -81,8 +81,8 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.command == "train":
         preset = dict(PRESETS[args.preset])
-        if args.normalizer != "san":
-            # Nobody else measures a share of the filters.
+        if args.normalizer != "san" or args.form == "project":
+            # Only SAN measures a share of the filters, and only to divide.
             preset.update(ratio=None, gain=None)
         command_line.fill(args, preset)
         if args.name is None:
@@ -167,8 +167,12 @@ def _add_training(parser):
     add("--batch-size", type=int)
     add("--epochs", type=int, help="how often to report and to save")
     add("--steps-per-epoch", type=int)
-    add("--generator-rate", type=float, help="learning rate")
-    add("--critic-rate", type=float, help="learning rate")
+    add(
+        "--generator-rate",
+        type=command_line.learning_rate,
+        help="learning rate",
+    )
+    add("--critic-rate", type=command_line.learning_rate, help="learning rate")
     add("--beta-1", type=float, default=0.5, help="of Adam")
     add("--beta-2", type=float, default=0.9, help="of Adam")
     command_line.add_decay(parser)
@@ -244,7 +248,7 @@ def train(args):
     scope = runs.strategy_scope(args.strategy)
     for name in ("epochs", "steps_per_epoch", "batch_size", "show"):
         check_count(name, getattr(args, name))
-    spade.check_resolution(args.size, args.upsamplings)
+    check_size(args)
     extractor = find_extractor(args)
     run = runs.Run(args)
     content_losses = command_line.make_perceptual_losses(
@@ -292,6 +296,19 @@ def train(args):
     print(f"Look at {run.path('samples.png')}")
     print(f"The generator is {run.path('generator.keras')}")
     return 0
+
+
+def check_size(args):
+    """Raises a `ValueError` unless both networks take scenes of that size."""
+    factor = 2**args.upsamplings
+    if any(n < 64 or n % factor for n in args.size):
+        raise ValueError(
+            f"With --upsamplings {args.upsamplings} height and width must be "
+            f"multiples of {factor}, and the second scale of the critic wants "
+            f"at least 64 of each: {max(64, factor)}, "
+            f"{max(64, factor) + factor}, ... "
+            f"Received: --size {args.size[0]} {args.size[1]}"
+        )
 
 
 def load_scenes(args):

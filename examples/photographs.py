@@ -228,7 +228,9 @@ def _folder(path, small):
 def _tfds(name, split, data_dir, download):
     import tensorflow_datasets as tfds
 
-    builder = data.open_builder(name, data_dir, download)
+    builder = data.open_builder(
+        name, data_dir, download, "photographs", "div2k/bicubic_x4"
+    )
     if not {"lr", "hr"} <= {*builder.info.features}:
         raise ValueError(
             "The dataset has no images `lr` and `hr`. Take one such as "

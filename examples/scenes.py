@@ -383,7 +383,9 @@ def _read(name, files, num_classes, void):
 def _tfds(name, split, num_classes, data_dir, download):
     import tensorflow_datasets as tfds
 
-    builder = data.open_builder(name, data_dir, download)
+    builder = data.open_builder(
+        name, data_dir, download, "photographs", "cityscapes"
+    )
     features = dict(builder.info.features.items())
     for key, channels in (("image_left", 3), ("segmentation_label", 1)):
         feature = features.get(key)

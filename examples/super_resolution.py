@@ -199,8 +199,8 @@ def _add_training(parser):
     add("--pretraining-epochs", type=int, help="by the pixel loss alone")
     add("--epochs", type=int, help="with the critic")
     add("--steps-per-epoch", type=int)
-    add("--learning-rate", type=float)
-    add("--pretraining-rate", type=float)
+    add("--learning-rate", type=command_line.learning_rate)
+    add("--pretraining-rate", type=command_line.learning_rate)
     add("--generator-betas", type=float, nargs=2, help="of Adam")
     add("--critic-betas", type=float, nargs=2, help="of Adam")
     add(

@@ -246,8 +246,10 @@ class TestFolder:
             attributes.load(folder / "images")
         with pytest.raises(ValueError, match="t.csv' with .*is no folder"):
             attributes.load(folder / "nothing", csv="t.csv")
-        with pytest.raises(FileNotFoundError, match="t.csv"):
-            attributes.load(folder / "images", csv="t.csv")
+        # Neither a path of nothing nor an image is one.
+        for path in ("t.csv", str(next((folder / "images").iterdir()))):
+            with pytest.raises(ValueError, match=f"cannot be read.*{path}"):
+                attributes.load(folder / "images", csv=path)
 
     @pytest.mark.parametrize(
         "lines", [[], ["file,Old"], ["3"], ["3", "Old"], ["", ""]]

@@ -15,7 +15,7 @@ from helpers import BACKEND
 from PIL import Image
 
 import keras_san
-from examples import command_line, data, image_translation, scenes
+from examples import command_line, data, image_translation, runs, scenes
 from keras_san import callbacks, normalizers
 from keras_san.networks import spade
 
@@ -592,19 +592,19 @@ class TestTranslate:
         labels = regions()
         labels[10:30, 5:50] = 255
         ids = regions(9).astype("uint16") * 1000
-        save(tmp_path / "labels" / "a.png", labels)
+        save(tmp_path / "labels" / "city" / "a.png", labels)
         save(tmp_path / "labels" / "b.png", labels)
-        save(tmp_path / "instances" / "a.png", ids)
+        save(tmp_path / "instances" / "city" / "a.png", ids)
         arguments = [run_with_edges, tmp_path / "out", tmp_path / "labels"]
         arguments += ["--instances", tmp_path / "instances"]
         status = self.translate(*arguments)
         assert status == 1
-        assert os.listdir(tmp_path / "out") == ["a.png"]
+        assert written(tmp_path / "out") == ["city/a.png"]
         assert "ids of its instances" in capsys.readouterr().out
-        maps = marked_maps(tmp_path, "a")
+        maps = marked_maps(tmp_path, "city/a")
         without = maps * [1, 1, 1, 1, 1, 0]
         expected, other = made_of(run_with_edges, maps, without)
-        found = pixels(tmp_path / "out" / "a.png")
+        found = pixels(tmp_path / "out" / "city" / "a.png")
         assert nearly(found, expected)
         assert np.abs(found - other).max() > 10.0
 
@@ -656,8 +656,9 @@ def test_an_error_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--size", "80", "96"], "multiples of 32.*64.*96.*80, 96"),
-        (["--size", "96", "96", "--upsamplings", "6"], "of 64, as 64, 128"),
+        (["--size", "80", "96"], "multiples of 32.*: 64, 96.*--size 80 96"),
+        (["--size", "32", "64"], "at least 64.*--size 32 64"),
+        (["--size", "96", "96", "--upsamplings", "6"], "6.* of 64.*: 64, 128"),
         (["--classes", "3"], "classes, 3.*--classes.*label 3 in '.*.png'"),
         (["--tiles", "65"], "--tiles 65 with --size .64, 96."),
         (["--tiles", "0"], "--tiles 0 with"),
@@ -734,6 +735,31 @@ def test_how_often_to_evaluate(folder, judge):
     assert found.every == 3
 
 
+def test_an_evaluation_may_pause(tmp_path):
+    """What it looks at stays, and is what it goes on with."""
+
+    def opened(*arguments):
+        args = parse("--output", tmp_path, *arguments)
+        args.extractor = None
+        return runs.Run(args)
+
+    opened("--evaluate-every", "100", "--tiles", "32").begin()
+    resumed = opened("--resume")
+    assert resumed.args.tiles == 32
+    resumed.begin()
+    with pytest.raises(ValueError, match="'tiles': '32 -> 16'"):
+        opened("--resume", "--evaluate-every", "100", "--tiles", "16")
+
+
+@pytest.mark.parametrize("flag", ["--generator-rate", "--critic-rate"])
+@pytest.mark.parametrize("rate", ["-1", "nan", "inf", "fast"])
+def test_learning_rates(capsys, flag, rate):
+    with pytest.raises(SystemExit):
+        parse(flag, rate)
+    assert f"argument {flag}: " in (printed := capsys.readouterr().err)
+    assert rate in printed
+
+
 @pytest.mark.usefixtures("built_once")
 class TestSettings:
     def test_small(self):
@@ -768,6 +794,8 @@ class TestSettings:
             "block5_conv1": 1.0,
         }
         args = parse("--preset", "paper", "--normalizer", "sn")
+        assert args.ratio is args.gain is None
+        args = parse("--preset", "paper", "--form", "project")
         assert args.ratio is args.gain is None
         args = parse("--preset", "paper", "--ratio", "0.5", "--size", 64, 128)
         assert (args.ratio, args.gain, args.size) == (0.5, 1.3, [64, 128])

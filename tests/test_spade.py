@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 from helpers import BACKEND, ignore_torch_copies, to_numpy
-from keras import layers
 
 import keras_san
 from keras_san import PairedGAN, SANConv2D, normalizers
@@ -206,30 +205,35 @@ class TestCritic:
             ],
         ]
 
-    @pytest.mark.skipif(
-        BACKEND == "torch",
-        reason="Keras' average pooling does not leave out padding on torch, "
-        "so that the last row and column differ; runs on tensorflow",
-    )
-    def test_the_second_scale_sees_means(self):
+    @pytest.mark.parametrize("size", [(64, 64), (66, 71)])
+    def test_the_second_scale_sees_means(self, size):
         """Of 3 x 3 pixels, at the border of those that there are."""
-        critic = make_critic()
-        pool = next(
-            layer
-            for layer in critic.layers
-            if isinstance(layer, layers.AveragePooling2D)
-        )
-        image = RNG.normal(size=(1, 64, 64, 1)).astype("float32")
-        found = to_numpy(pool(image))[0, ..., 0]
+        critic = spade.critic(size, 2, width=0.02)
+        first = critic.get_layer("scale_2_conv_1")
+        seen = keras.Model(critic.inputs, first.input)
+        images = RNG.normal(size=(2, *size, 3)).astype("float32")
+        maps = RNG.normal(size=(2, *size, 2)).astype("float32")
+        found = to_numpy(seen([images, maps]))
+        both = np.concatenate([maps, images], -1).astype("float64")
+        height, width = size
         expected = [
-            [image[0, y : y + 3, x : x + 3].mean() for x in range(0, 64, 2)]
-            for y in range(0, 64, 2)
+            [
+                both[:, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean(
+                    (1, 2)
+                )
+                for x in range(0, width, 2)
+            ]
+            for y in range(0, height, 2)
         ]
+        expected = np.moveaxis(expected, 2, 0)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
     def outputs_of_scaled_kernels(self, original, factor):
         """All logits, once one raw kernel has been multiplied."""
-        critic = make_critic(original=original, normalizer=None)
+        # An initializer that keeps the maps far from the epsilon.
+        critic = make_critic(
+            original=original, normalizer=None, kernel_initializer="he_normal"
+        )
         rng = np.random.default_rng(0)
         images = rng.uniform(-1, 1, (1, 64, 64, 3)).astype("float32")
         maps = MAPS[:1, :, :].repeat(2, axis=1)
@@ -242,15 +246,13 @@ class TestCritic:
     @pytest.mark.parametrize("original", [False, True])
     def test_instance_normalization_cancels_any_factor(self, original):
         """What the norm of a kernel is makes a difference, or makes none."""
-        # An initializer that keeps the maps far from the epsilon.
-        keras.utils.set_random_seed(0)
         before, after = (
             self.outputs_of_scaled_kernels(original, factor)
-            for factor in (100.0, 1000.0)
+            for factor in (10.0, 100.0)
         )
         change = np.abs(after - before).max() / np.abs(before).max()
         if original:
-            assert change < 0.01
+            assert change < 1e-4
         else:
             assert change > 5.0
 

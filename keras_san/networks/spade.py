@@ -61,7 +61,7 @@ def generator(
             "`upsamplings` must be 5, 6 or 7. "
             f"Received: upsamplings={upsamplings!r}"
         )
-    check_resolution(resolution, upsamplings)
+    _check_resolution(resolution, upsamplings)
 
     def convolution(filters, kernel_size, name, normalizer=None, **kwargs):
         return SANConv2D(
@@ -211,21 +211,20 @@ def critic(
     outputs = []
     for index in range(scales):
         if index:
-            x = layers.AveragePooling2D(3, 2, padding="same")(x)
+            x = _halve(x)
         outputs.append(patches(x, f"scale_{index + 1}"))
     return keras.Model([images, maps], outputs, name="critic")
 
 
-def check_resolution(resolution, upsamplings=6):
-    """Raises unless the generator can make images of that size.
+def _halve(x):
+    """Means of 3 x 3 pixels, at the border of those that there are."""
+    # Backends differ in what "same" pooling makes of a border.
+    pad, pool = layers.ZeroPadding2D(1), layers.AveragePooling2D(3, 2)
+    present = keras.ops.ones_like(x[:1, ..., :1])
+    return pool(pad(x)) / pool(pad(present))
 
-    Args:
-        resolution: Pair of ints or of `None`, height and width.
-        upsamplings: As of `generator`.
 
-    Raises:
-        ValueError: if it cannot.
-    """
+def _check_resolution(resolution, upsamplings):
     factor = 2**upsamplings
     if any(n is not None and (n < factor or n % factor) for n in resolution):
         raise ValueError(
