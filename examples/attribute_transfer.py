@@ -79,13 +79,25 @@ def parse(argv=None):
         preset = dict(PRESETS[args.preset])
         if args.normalizer == "wgan_gp":
             preset.update(_WGAN_GP)
+            if args.preset == "paper":
+                # It counts the updates of the critic.
+                preset["epochs"] //= preset["critic_steps"]
         command_line.fill(args, preset)
         dataset = os.path.basename(os.path.normpath(args.data))
         if args.name is None:
             args.name = f"{dataset}-stargan-{args.normalizer}"
         if args.exclusive is None:
-            args.exclusive = _EXCLUSIVE.get(args.data.partition(":")[0], [])
+            args.exclusive = _exclusive(args)
+        command_line.name_decay(args)
     return args
+
+
+def _exclusive(args):
+    """The groups that are known of a dataset, of the chosen attributes."""
+    groups = _EXCLUSIVE.get(args.data.partition(":")[0], [])
+    if args.attributes is not None:
+        groups = [[x for x in g if x in args.attributes] for g in groups]
+    return [group for group in groups if len(group) > 1]
 
 
 def _add_training(parser):
@@ -174,8 +186,6 @@ def _add_training(parser):
         help="images of the validation split to change after each epoch",
     )
     runs.add_arguments(parser)
-    # Its rates fall by the length of the training.
-    parser.set_defaults(decay="linear")
 
 
 def _add_editing(parser):
@@ -224,8 +234,10 @@ def train(args):
     """Trains a generator and a critic on images and their attributes."""
     command_line.check_trains(args)
     scope = runs.strategy_scope(args.strategy)
-    for name in ("epochs", "steps_per_epoch", "batch_size", "show"):
-        check_count(name, getattr(args, name))
+    check_count("show", args.show)
+    check_size(args)
+    if args.attributes is not None:
+        groups_of(args.exclusive, args.attributes)
     run = runs.Run(args)
     training, validation = load_images(args)
     names = training.attribute_names
@@ -273,6 +285,17 @@ def train(args):
     print(f"Look at {run.path('samples.png')}: {', '.join(['as is', *names])}")
     print(f"The generator is {run.path('generator.keras')}")
     return 0
+
+
+def check_size(args):
+    """Raises a `ValueError` unless both networks take images of that size."""
+    check_count("halvings", args.halvings)
+    factor = max(4, 2**args.halvings)
+    if args.size < factor or args.size % factor:
+        raise ValueError(
+            f"With --halvings {args.halvings} images must have a size that is "
+            f"a multiple of {factor}. Received: --size {args.size}"
+        )
 
 
 def load_images(args):

@@ -120,7 +120,7 @@ def load(
         # tensorflow-datasets takes a version too, as in "celeb_a:2.1.0".
         if attributes is None and name.partition(":")[0] == "celeb_a":
             attributes = _CELEB_A
-    chosen = _choose(attributes, known, name)
+    chosen = _choose(attributes, known, csv if folder else name)
     count = count if limit is None else min(count, limit)
     if count < (2 if split == "train" else 1):
         raise ValueError(
@@ -150,12 +150,12 @@ def _choose(asked, known, name):
     if missing:
         raise ValueError(
             f"The images have the attributes {known}. Received: {missing[0]!r} "
-            f"in attributes={asked!r} with name={name!r}"
+            f"in attributes={asked!r} of {name!r}"
         )
     if not chosen or len({*chosen}) < len(chosen):
         raise ValueError(
             "There must be at least one attribute, and none of them twice. "
-            f"Received: attributes={chosen!r} with name={name!r}"
+            f"Received: attributes={chosen!r} of {name!r}"
         )
     return chosen
 
@@ -296,6 +296,12 @@ def _read_table(path):
             f"image. Received: {path!r} with {len(rows)} rows"
         )
     (_, header), *rows = rows
+    if len(header) < 2:
+        raise ValueError(
+            "The header of a table names the column of the images and the "
+            "attributes, parted by commas. "
+            f"Received: {path!r} with the header {header}"
+        )
     for line, row in rows:
         if len(row) != len(header):
             raise ValueError(
@@ -304,7 +310,7 @@ def _read_table(path):
                 f"has {len(header)}"
             )
     names = [name.strip() for name in header[1:]]
-    return names, [(line, row[0], row[1:]) for line, row in rows]
+    return names, [(line, row[0].strip(), row[1:]) for line, row in rows]
 
 
 def _tfds(name, split, data_dir, download):

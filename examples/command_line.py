@@ -9,6 +9,7 @@ import keras
 
 from examples import runs
 from keras_san import callbacks, losses, normalizers
+from keras_san.checks import check_count
 
 
 def commands(name, description):
@@ -163,16 +164,31 @@ def make_perceptual_losses(args, **settings):
     ]
 
 
+def part(text):
+    """The `type` of an argument that is a part of something."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(
+            f"a part is a number from 0 to 1. Received: {text}"
+        )
+    return value
+
+
 def add_decay(parser):
     """Adds from when on learning rates fall."""
     parser.add_argument(
         "--decay-from",
-        type=float,
+        type=part,
         default=0.5,
         metavar="PART",
         help="part of the training after which learning rates fall linearly, "
         "to 0 at its end; 1: they do not",
     )
+
+
+def name_decay(args):
+    """Tells `runs.Run` whether rates fall by the length of the training."""
+    args.decay = "linear" if args.decay_from < 1.0 else "none"
 
 
 def make_adam(args, rate, updates_per_step):
@@ -184,14 +200,9 @@ def make_adam(args, rate, updates_per_step):
         rate: Float.
         updates_per_step: Int.
 
-    Raises:
-        ValueError: if `decay_from` is no part of a training.
+    Returns:
+        A Keras optimizer.
     """
-    if not 0.0 <= args.decay_from <= 1.0:
-        raise ValueError(
-            "--decay-from takes a part of the training, from 0 to 1. "
-            f"Received: --decay-from {args.decay_from}"
-        )
     if args.decay_from < 1.0:
         steps = args.epochs * args.steps_per_epoch * updates_per_step
         rate = LinearDecay(rate, steps, args.decay_from)
@@ -199,7 +210,14 @@ def make_adam(args, rate, updates_per_step):
 
 
 def check_trains(args):
-    """Raises a `ValueError` where a GAN of one process cannot train."""
+    """What can be known to be wrong with a training before data are read.
+
+    Args:
+        args: A namespace with the arguments that trainings share.
+
+    Raises:
+        ValueError: if something is.
+    """
     if keras.config.backend() == "torch":
         raise ValueError(
             "Networks are trained on TensorFlow and JAX, and used on PyTorch, "
@@ -211,6 +229,14 @@ def check_trains(args):
             "multi_worker"
         )
     check_multiple(args, "steps_per_epoch", "steps_per_execution")
+    for name in ("epochs", "batch_size", "critic_steps"):
+        check_count(name, getattr(args, name))
+    if not 0.0 <= args.ema < 1.0:
+        raise ValueError(
+            "--ema takes what a step keeps of the average, below 1, or 0 for "
+            f"no average. Received: --ema {args.ema}"
+        )
+    make_normalizer(args)
 
 
 def pictured(run, picture, scale=1):

@@ -88,6 +88,7 @@ def parse(argv=None):
         if args.name is None:
             dataset = os.path.basename(os.path.normpath(args.data))
             args.name = f"{dataset}-spade-{args.normalizer}"
+        command_line.name_decay(args)
     return args
 
 
@@ -194,8 +195,6 @@ def _add_training(parser):
         "few scenes (default: on whole scenes)",
     )
     runs.add_arguments(parser)
-    # Its rates fall by the length of the training.
-    parser.set_defaults(decay="linear")
 
 
 def _add_translation(parser):
@@ -246,8 +245,7 @@ def train(args):
     """Trains a generator and a critic on label maps and photographs."""
     command_line.check_trains(args)
     scope = runs.strategy_scope(args.strategy)
-    for name in ("epochs", "steps_per_epoch", "batch_size", "show"):
-        check_count(name, getattr(args, name))
+    check_count("show", args.show)
     check_size(args)
     extractor = find_extractor(args)
     run = runs.Run(args)
@@ -255,6 +253,10 @@ def train(args):
         args, layers=perceptual_layers(args), activated=True
     )
     training, validation = load_scenes(args)
+    print(
+        f"{len(training)} scenes to train on, {len(validation)} to validate, "
+        f"{training.num_classes} classes"
+    )
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
     with scope:
@@ -367,6 +369,12 @@ def make_gan(args, map_channels, content_losses):
 
 def perceptual_layers(args):
     """Layers and the factors on what is found there, as a dict."""
+    if args.perceptual_layers is not None and args.perceptual == "none":
+        raise ValueError(
+            "Layers are those of the network of a perceptual loss: pass "
+            "--perceptual, too. Received: --perceptual-layers "
+            f"{' '.join(args.perceptual_layers)} without it"
+        )
     if args.perceptual_layers is None:
         return _PERCEPTUAL_LAYERS
     return dict.fromkeys(args.perceptual_layers, 1.0)
@@ -390,12 +398,17 @@ def find_extractor(args):
         )
     found = command_line.find_extractor(args, args.data)
     args.extractor = extractors.name_of(found)
-    return found
+    return extractors.get(found)
 
 
 def make_evaluation(args, extractor, validation):
     """FID and KID of all that is made of the validation split."""
-    extractor = extractors.get(extractor)
+    if len(validation) < 2:
+        raise ValueError(
+            "To measure, there must be two scenes to validate at least. "
+            f"Received: --evaluate-every {args.evaluate_every} with "
+            f"{len(validation)} in {args.data!r}"
+        )
     if args.tiles is not None:
         extractor = extractors.Tiles(extractor, args.tiles)
 

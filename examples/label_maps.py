@@ -12,7 +12,13 @@ from examples import data, files
 VOID = 255
 
 
-def read(path, num_classes=None, void=None):
+_ADVICE = (
+    "Pass more classes by --classes, or, where it marks pixels without a "
+    "class, pass it by --void."
+)
+
+
+def read(path, num_classes=None, void=None, advice=_ADVICE):
     """Reads a label map: an image file of one number a pixel, its class.
 
     Args:
@@ -20,6 +26,7 @@ def read(path, num_classes=None, void=None):
             what they look like.
         num_classes: Int, or `None` for as many as can be.
         void: `None`, or the number of pixels without a class.
+        advice: String, for errors: what to do about other numbers.
 
     Returns:
         A uint8 array `(height, width)` of values below `num_classes`, or
@@ -31,10 +38,10 @@ def read(path, num_classes=None, void=None):
     """
     path = os.fspath(path)
     numbers, palette = read_numbers(path, "class")
-    return check(numbers, num_classes, void, path), palette
+    return check(numbers, num_classes, void, path, advice), palette
 
 
-def check(numbers, num_classes, void, where):
+def check(numbers, num_classes, void, where, advice=_ADVICE):
     """The numbers of pixels as labels, see `read`, or a `ValueError`."""
     least_void = 256 if void is None else VOID
     num_classes = min(num_classes or least_void, least_void)
@@ -44,8 +51,7 @@ def check(numbers, num_classes, void, where):
         if not 0 <= value < num_classes:
             raise ValueError(
                 "The labels of pixels must be at least 0 and below the number "
-                f"of classes, {num_classes}. Pass more classes by --classes, "
-                "or, where it marks pixels without a class, pass it by --void. "
+                f"of classes, {num_classes}. {advice} "
                 f"Received: the label {value} in {where!r}"
             )
     return np.where(numbers == void, VOID, numbers).astype("uint8")
@@ -92,7 +98,10 @@ def read_maps(path, size, num_classes, void=None, instances=None, name=None):
         ValueError: as of `read`, and if the ids are missing, or of another
             size.
     """
-    labels, _ = read(path, num_classes - (void is not None), void)
+    classes = num_classes - (void is not None)
+    without = "" if void is None else f", and {void} for pixels without one"
+    advice = f"The network was trained on {classes} classes{without}."
+    labels, _ = read(path, classes, void, advice)
     labels[labels == VOID] = num_classes - 1
     edges = None
     if instances is not None:

@@ -96,7 +96,6 @@ def load(
     num_classes=None,
     data_dir=None,
     download=False,
-    limit=None,
     void=None,
 ):
     """Reads scenes into memory, each resized as soon as it is read.
@@ -123,7 +122,6 @@ def load(
             number that was found for training.
         data_dir: String. Where tensorflow-datasets keeps its datasets.
         download: Boolean. Whether tensorflow-datasets may download.
-        limit: `None`, or an int, of how many scenes at most.
         void: `None`, or the label of pixels without a class, in a folder.
             They get one more class, the last one, which `num_classes` does
             not count.
@@ -143,8 +141,6 @@ def load(
             "`num_classes` must be from 2 to 256, or `None`. Received: "
             f"num_classes={num_classes}"
         )
-    if limit is not None:
-        check_count("limit", limit)
     if void is not None and not os.path.isdir(name):
         raise ValueError(
             "Only in a folder of your own pixels may have no class. "
@@ -159,7 +155,7 @@ def load(
         num_classes, found = _tfds(name, split, num_classes, data_dir, download)
 
     names, images, labels, ids, palette, highest = [], [], [], [], None, 0
-    for scene in itertools.islice(found, limit):
+    for scene in found:
         names.append(scene.name)
         image = scene.image.resize(size[::-1], Image.Resampling.BICUBIC)
         images.append(np.asarray(image))
@@ -167,12 +163,20 @@ def load(
         if scene.ids is not None:
             ids.append(label_maps.nearest(scene.ids, size))
         if palette is None:
-            palette = scene.palette
+            palette, painted = scene.palette, scene.name
+        elif scene.palette is not None:
+            _check_palettes(palette, painted, scene)
         known = scene.labels[scene.labels != label_maps.VOID]
         if void is None:
             known = scene.labels
         highest = max(highest, int(known.max(initial=0)))
     labels = np.stack(labels)
+    if num_classes is None and not 0 < highest < label_maps.VOID:
+        raise ValueError(
+            "Labels must be of two classes at least, and 255 mostly stands for "
+            "pixels without a class: then pass --void 255, else --classes "
+            f"256. Received: {name!r} with labels from 0 to {highest}"
+        )
     num_classes = num_classes or highest + 1
     if void is not None:
         labels[labels == label_maps.VOID] = num_classes
@@ -205,6 +209,23 @@ class _Scene:
     labels: np.ndarray
     ids: np.ndarray | None = None
     palette: np.ndarray | None = None
+
+
+def _check_palettes(palette, name, scene):
+    """Raises a `ValueError` if a class has another colour in a scene."""
+    used = [n for n in np.unique(scene.labels) if n != label_maps.VOID]
+    for n in used:
+        colours = [
+            tuple(p[n].tolist()) for p in (palette, scene.palette) if n < len(p)
+        ]
+        if len({*colours}) > 1:
+            raise ValueError(
+                "A number has different colours in the palettes of two label "
+                "maps, so it seems not to stand for one class. `python -m "
+                "examples.image_translation number FOLDER` makes label maps of "
+                f"equal numbers from colours. Received: {n} as {colours[0]} in "
+                f"{name!r} and {colours[1]} in {scene.name!r}"
+            )
 
 
 def _check_size(size):

@@ -287,8 +287,7 @@ def train(args):
     """Pretrains a generator by the pixel loss, then trains it with a critic."""
     command_line.check_trains(args)
     scope = runs.strategy_scope(args.strategy)
-    for name in ("epochs", "steps_per_epoch", "batch_size", "crop"):
-        check_count(name, getattr(args, name))
+    check_count("crop", args.crop)
     check_count("pretraining_epochs", args.pretraining_epochs, least=0)
     run = runs.Run(args)
     content_losses = make_content_losses(args)

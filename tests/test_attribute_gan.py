@@ -154,6 +154,16 @@ class TestStep:
             fit(again)["loss"], fit(gan)["loss"], rtol=1e-4
         )
 
+    @pytest.mark.skipif(
+        BACKEND == "jax",
+        reason="a compiled step cannot raise; run on tensorflow",
+    )
+    @pytest.mark.parametrize("wrong", [2 * ATTRIBUTES - 1, 2 * ATTRIBUTES])
+    def test_attributes_of_another_range(self, wrong):
+        """Their cross entropy would fall without limit."""
+        with pytest.raises(ValueError, match="0 where not.*outside of"):
+            make_gan().fit(IMAGES, wrong, batch_size=4, verbose=0)
+
     @pytest.mark.parametrize(
         ("data", "message"),
         [
@@ -177,8 +187,14 @@ def test_generate():
         made = gan.generate(IMAGES, ATTRIBUTES, batch_size=3)
         expected = to_numpy(gan.generator([IMAGES, ATTRIBUTES]))
         np.testing.assert_allclose(made, expected, atol=1e-5)
-    with pytest.raises(ValueError, match=r"\(8, 4\).*shape \(7, 4\)"):
+    with pytest.raises(ValueError, match="8 images and 7 rows"):
         gan.generate(IMAGES, ATTRIBUTES[:7])
+    with pytest.raises(ValueError, match=r"None, 4\).*attributes of.*\(8, 3"):
+        gan.generate(IMAGES, ATTRIBUTES[:, :3])
+    with pytest.raises(ValueError, match=r"8, 8, 3\).*images of.*\(8, 6, 8"):
+        gan.generate(IMAGES[:, :6], ATTRIBUTES)
+    with pytest.raises(ValueError, match="0 where not.*outside of"):
+        gan.generate(IMAGES, 2.0 * ATTRIBUTES - 1.0)
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,13 @@ class TestFolder:
         )
         assert np.all(images.images[1] == 255)
 
+    @pytest.mark.parametrize("mark", [";", "\t"])
+    def test_cells_parted_otherwise(self, folder, tmp_path, mark):
+        table = tmp_path / "table.csv"
+        table.write_text(mark.join(["file", "Old"]) + f"\na.png{mark}1\n")
+        with pytest.raises(ValueError, match="by commas.*table.csv.*Old"):
+            attributes.load(folder[0] / "images", csv=table)
+
     def test_no_table(self, folder):
         folder, _ = folder
         with pytest.raises(ValueError, match="`csv`.*csv=None.*is a folder"):
@@ -279,14 +286,14 @@ class TestFolder:
 
     def test_attributes_that_there_are_not(self, folder):
         with pytest.raises(
-            ValueError, match=r"\['Old', 'Smiling'\]. Received: 'Bald' in"
+            ValueError, match=r"\['Old', 'Smiling'\]. .*'Bald' in.*table.csv"
         ):
             read(folder[0], attributes=["Old", "Bald"])
         write(folder[0] / "t.csv", "file,Old,Old", "a/0.png,1,0", "x,1,0")
         with pytest.raises(ValueError, match=r"twice.*\['Old', 'Old'\]"):
             read(folder[0], "t.csv")
         write(folder[0] / "t.csv", "file", "a/0.png", "b/1.png")
-        with pytest.raises(ValueError, match="at least one attribute"):
+        with pytest.raises(ValueError, match="by commas.*t.csv"):
             read(folder[0], "t.csv")
 
     def test_images_that_there_are_not(self, folder):

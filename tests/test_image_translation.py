@@ -565,7 +565,7 @@ class TestTranslate:
         found = [x for x in printed if x.startswith(f"  {maps}")]
         (too_large, colours, broken) = found
         assert "the label 4 in" in too_large and "a.png" in too_large
-        assert "number of classes, 4" in too_large
+        assert "number of classes, 4. The network was trained on" in too_large
         assert "examples.image_translation number FOLDER" in colours
         assert "b.png" in colours
         assert "cannot be read" in broken and "c.png" in broken
@@ -670,7 +670,9 @@ def test_an_error_is_one_line(tmp_path, monkeypatch):
         (["--perceptual", "missing.keras"], "no such file.*missing.keras"),
         (["--normalizer", "sn", "--ratio", "0.5"], "SAN.*0.5.*-normalizer sn"),
         (["--normalizer", "none", "--form", "divide"], "--normalizer none"),
-        (["--decay-from", "2"], "from 0 to 1.*--decay-from 2"),
+        (["--ema", "2"], "--ema 2.0"),
+        (["--critic-steps", "0"], "critic_steps=0"),
+        (["--perceptual-layers", "a", "b"], "--perceptual-layers a b without"),
         (["--strategy", "multi_worker"], "--strategy multi_worker"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--show", "0"], "show=0"),
@@ -751,13 +753,53 @@ def test_an_evaluation_may_pause(tmp_path):
         opened("--resume", "--evaluate-every", "100", "--tiles", "16")
 
 
-@pytest.mark.parametrize("flag", ["--generator-rate", "--critic-rate"])
-@pytest.mark.parametrize("rate", ["-1", "nan", "inf", "fast"])
-def test_learning_rates(capsys, flag, rate):
-    with pytest.raises(SystemExit):
-        parse(flag, rate)
-    assert f"argument {flag}: " in (printed := capsys.readouterr().err)
-    assert rate in printed
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("--generator-rate", ["-1", "nan", "inf", "fast"]),
+        ("--critic-rate", ["-1", "nan", "inf", "fast"]),
+        ("--decay-from", ["-0.1", "1.1", "nan", "half"]),
+    ],
+)
+def test_numbers_out_of_range(capsys, flag, values):
+    for value in values:
+        with pytest.raises(SystemExit):
+            parse(flag, value)
+        assert f"argument {flag}: " in (printed := capsys.readouterr().err)
+        assert value in printed
+
+
+def test_what_does_not_fit_is_known_before_data_are_read(tmp_path, monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(scenes, "load", load)
+    for arguments in (
+        ["--normalizer", "sn", "--gain", "2"],
+        ["--ema", "1"],
+        ["--critic-steps", "0"],
+        ["--size", "48", "64"],
+        ["--evaluate-every", "2", "--extractor", "missing.keras"],
+    ):
+        with pytest.raises(ValueError, match="Received"):
+            train(tmp_path, *arguments)
+
+
+def test_one_scene_to_validate(folder, judge):
+    args = parse("--data", folder, "--size", *SIZE, "--evaluate-every", "100")
+    _, validation = image_translation.load_scenes(args)
+    with pytest.raises(ValueError, match="two scenes.*--evaluate-every 100"):
+        image_translation.make_evaluation(args, judge, validation[:1])
+
+
+def test_rates_that_do_not_fall_need_no_length(tmp_path):
+    args = parse("--output", tmp_path, "--decay-from", "1", "--epochs", "2")
+    args.extractor = None
+    runs.Run(args).begin()
+    args = parse("--output", tmp_path, "--decay-from", "1", "--epochs", "3")
+    args.extractor, args.resume = None, True
+    runs.Run(args)
+    assert parse().decay == "linear"
 
 
 @pytest.mark.usefixtures("built_once")

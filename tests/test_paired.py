@@ -411,13 +411,13 @@ def plain_generator():
     )
 
 
-def plain_critic(extra=0, batch_norm=False, channels=CLASSES):
+def plain_critic(extra=0, batch_norm=False, channels=CLASSES, scales=2):
     """What `PairedGAN` promises to take, with little in it."""
     keras.utils.set_random_seed(1)
     images, maps = keras.Input((16, 24, 3)), keras.Input((16, 24, channels))
     x = layers.Concatenate()([images, maps])
     outputs = []
-    for index in range(2):
+    for index in range(scales):
         y = layers.Conv2D(3 + index, 3, strides=2 + index)(x)
         y = layers.BatchNormalization()(y) if batch_norm else y
         features = [y, *(layers.ReLU()(y) for _ in range(extra))]
@@ -446,12 +446,14 @@ def fit_conditional(gan, **kwargs):
 
 @needs_training
 class TestConditional:
-    @pytest.mark.parametrize("joint", [False, True])
-    def test_a_step_is_what_the_docstring_says(self, joint):
+    @pytest.mark.parametrize(
+        ("joint", "scales"), [(False, 2), (True, 2), (True, 1)]
+    )
+    def test_a_step_is_what_the_docstring_says(self, joint, scales):
         """One update, written out with what the networks put out."""
         gan = make_conditional(
             joint,
-            plain_critic(extra=1),
+            plain_critic(extra=1, scales=scales),
             content_losses=[losses.PixelLoss(0.5)],
             adversarial_weight=0.2,
             penalty=losses.GradientPenalty(),
@@ -461,9 +463,17 @@ class TestConditional:
         history = fit_conditional(gan)
         fake = gan.generate(MAPS)
         real_out, fake_out = (
-            [[to_numpy(x) for x in scale] for scale in gan.critic([images, m])]
-            for images, m in ((IMAGES, MAPS), (fake, MAPS))
+            keras.tree.flatten(gan.critic([images, MAPS]))
+            for images in (IMAGES, fake)
         )
+        real_out, fake_out = (
+            [
+                [to_numpy(x) for x in out[i : i + 3]]
+                for i in range(0, len(out), 3)
+            ]
+            for out in (real_out, fake_out)
+        )
+        assert len(real_out) == scales
         expected = {
             "real_logit": np.mean([s[-1].mean() for s in real_out]),
             "fake_logit": np.mean([s[-1].mean() for s in fake_out]),
@@ -527,6 +537,28 @@ class TestConditional:
             fit_conditional(gan)["loss"],
             rtol=1e-4,
         )
+
+
+@needs_training
+def test_bad_data_of_a_conditional_gan():
+    gan = make_conditional()
+    classes = MAPS.argmax(-1)
+    with pytest.raises(ValueError, match=r"24, 4\).*inputs of shape \(4, 16, "):
+        gan.fit(classes, IMAGES, batch_size=4, verbose=0)
+    with pytest.raises(ValueError, match=r"24, 4\).*images of shape \(4, 16, "):
+        gan.generate(classes)
+    # A generator of images of any size has a critic of one size.
+    generator = keras.Sequential(
+        [
+            keras.Input((None, None, CLASSES)),
+            layers.Conv2D(3, 3, padding="same"),
+        ]
+    )
+    gan = PairedGAN(generator, plain_critic())
+    gan.compile()
+    tall = [x.repeat(2, axis=1) for x in (MAPS, IMAGES)]
+    with pytest.raises(ValueError, match=r"16, 24, 3\).*targets of.*\(4, 32"):
+        gan.fit(*tall, batch_size=4, verbose=0)
 
 
 def test_bad_conditional_networks():

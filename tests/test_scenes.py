@@ -187,7 +187,7 @@ class TestPhotographs:
     def test_a_folder_of_that_name_changes_nothing(self, tmp_path, monkeypatch):
         (tmp_path / "photographs").mkdir()
         monkeypatch.chdir(tmp_path)
-        assert len(scenes.load(size=(8, 8), limit=3)) == 3
+        assert len(scenes.load(size=(8, 8))) > 1
 
 
 class TestFolder:
@@ -294,9 +294,9 @@ class TestFolder:
     def test_palette(self, tmp_path):
         fill(tmp_path, 4)
         palette = [[9, 8, 7], [1, 2, 3], [255, 0, 4]]
-        for name, order in (("b", palette), ("c", palette[::-1])):
+        for name in "bc":
             save_paletted(
-                tmp_path / "labels" / f"{name}.png", numbers(6, 8, 3), order
+                tmp_path / "labels" / f"{name}.png", numbers(6, 8, 3), palette
             )
         loaded = scenes.load(tmp_path, size=(6, 8), num_classes=6)
         assert loaded.palette.tolist()[:3] == palette
@@ -322,10 +322,37 @@ class TestFolder:
         differences = np.abs(few[:, None].astype(int) - few).max(-1)
         assert differences[~np.eye(20, dtype=bool)].min() > 25
 
-    def test_limit(self, tmp_path):
-        fill(tmp_path, 4)
-        (tmp_path / "images" / "b.bmp").write_bytes(b"never read")
-        assert scenes.load(tmp_path, limit=1).names == ["a"]
+    def test_one_class(self, tmp_path):
+        fill(tmp_path, 3, high=1)
+        with pytest.raises(ValueError, match="two classes.*from 0 to 0"):
+            scenes.load(tmp_path)
+
+    def test_what_looks_like_void(self, tmp_path):
+        """That one is class 255 must be said, as that it is none."""
+        fill(tmp_path, 3)
+        labels = numbers(6, 8)
+        labels[0, :3] = 255
+        save(tmp_path / "labels" / "a.png", labels)
+        with pytest.raises(ValueError, match="--void 255.*from 0 to 255"):
+            scenes.load(tmp_path)
+        assert scenes.load(tmp_path, num_classes=256).num_classes == 256
+        assert scenes.load(tmp_path, void=255).num_classes <= 6
+
+    def test_palettes_that_differ(self, tmp_path):
+        """As of files whose colours were counted one by one."""
+        fill(tmp_path, 3)
+        one = [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
+        other = [[0, 0, 0], [255, 0, 0], [9, 9, 9]]
+        save_paletted(tmp_path / "labels" / "a.png", numbers(6, 8, 3), one)
+        # Where the difference is not used there is none.
+        save_paletted(tmp_path / "labels" / "b.png", numbers(6, 8, 2), other)
+        assert scenes.load(tmp_path).num_classes == 3
+        save_paletted(tmp_path / "labels" / "b.png", numbers(6, 8, 3), other)
+        message = (
+            r"number FOLDER.* 2 as \(0, 255, 0\) in 'a' and \(9, 9, 9\) in"
+        )
+        with pytest.raises(ValueError, match=message):
+            scenes.load(tmp_path)
 
     def test_too_few_classes(self, tmp_path):
         fill(tmp_path, 2)
@@ -414,11 +441,6 @@ class TestArguments:
         with pytest.raises(ValueError, match="`size` must be.*size=") as error:
             scenes.load(size=size)
         assert str(error.value).endswith(f"Received: size={size!r}")
-
-    @pytest.mark.parametrize("limit", [0, 1.5])
-    def test_limit(self, limit):
-        with pytest.raises(ValueError, match=f"limit={limit}"):
-            scenes.load(limit=limit)
 
     def test_split(self, tmp_path):
         for name in ("photographs", tmp_path):
@@ -509,7 +531,7 @@ class TestTensorflowDatasets:
             assert loaded.names[0] == f"{split}_0000"
 
     def test_resizing(self, data_dir):
-        loaded = scenes.load("tiny", "train", (3, 4), 9, data_dir, limit=1)
+        loaded = scenes.load("tiny", "train", (3, 4), 9, data_dir)[:1]
         image = Image.fromarray(MADE[0][0]).resize((4, 3), Image.BICUBIC)
         np.testing.assert_array_equal(loaded.images, np.asarray(image)[None])
         np.testing.assert_array_equal(
@@ -652,7 +674,7 @@ def test_fit_takes_them(tmp_path):
         import keras
         from examples import label_maps, scenes
 
-        loaded = scenes.load(size=(8, 8), limit=7)
+        loaded = scenes.load(size=(8, 8))[:7]
         model = keras.Sequential(
             [keras.Input((8, 8, 12)), keras.layers.Conv2D(3, 1)]
         )

@@ -4,9 +4,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san.checks import check_positive
+from keras_san.checks import check_positive, require
 from keras_san.gan.backend import BackendGAN
-from keras_san.gan.base import check_takes_images_of
+from keras_san.gan.base import check_fit, check_takes_images_of
+
+_RANGE_MESSAGE = (
+    "Attributes must be 1 where an image has them, and 0 where not (some "
+    "datasets have -1 there). Received: values outside of [0, 1]"
+)
 
 
 @keras.saving.register_keras_serializable("keras_san")
@@ -108,19 +113,18 @@ class AttributeGAN(BackendGAN):
                 "This GAN trains on pairs (images, attributes). "
                 "Received: no attributes"
             )
-        for name, value, expected in (
-            ("images", images, self.generator.inputs[0].shape),
-            ("attributes", attributes, self.generator.inputs[1].shape),
-        ):
-            shape = tuple(value.shape)
-            if len(shape) != len(expected) or any(
-                a != b for a, b in zip(shape[1:], expected[1:]) if b is not None
-            ):
-                raise ValueError(
-                    f"The {name} do not fit the generator, which takes "
-                    f"{tuple(expected)}. Received: {name} of shape {shape}"
-                )
-        return images, ops.cast(attributes, "float32")
+        self._check_fit(images, attributes)
+        attributes = ops.cast(attributes, "float32")
+        # Of others the cross entropy has no lower bound.
+        require(
+            ops.all(ops.logical_and(attributes >= 0.0, attributes <= 1.0)),
+            _RANGE_MESSAGE,
+        )
+        return images, attributes
+
+    def _check_fit(self, images, attributes):
+        check_fit("images", images, self.generator.inputs[0])
+        check_fit("attributes", attributes, self.generator.inputs[1])
 
     def _generator_inputs(self, real, given):
         # Places, not rows: JAX shuffles each column of a matrix on its own.
@@ -170,16 +174,19 @@ class AttributeGAN(BackendGAN):
             A NumPy array of the shape of `images`.
 
         Raises:
-            ValueError: if there are not as many of both.
+            ValueError: if they do not fit the generator, there are not as
+                many of both, or attributes are outside of [0, 1].
         """
         images = np.asarray(images, "float32")
         attributes = np.asarray(attributes, "float32")
-        number = self.generator.inputs[1].shape[1]
-        if attributes.shape != (len(images), number):
+        self._check_fit(images, attributes)
+        if len(images) != len(attributes):
             raise ValueError(
-                f"`attributes` must have the shape {(len(images), number)}. "
-                f"Received: shape {attributes.shape}"
+                "Each image must be given its attributes. Received: "
+                f"{len(images)} images and {len(attributes)} rows of attributes"
             )
+        if not np.all((attributes >= 0.0) & (attributes <= 1.0)):
+            raise ValueError(_RANGE_MESSAGE)
 
         def make_inputs(part):
             return [images[part], attributes[part]]

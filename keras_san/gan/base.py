@@ -428,6 +428,24 @@ def check_takes_images_of(generator, critic):
         )
 
 
+def check_fit(name, value, expected):
+    """Raises a `ValueError` unless an input of a network takes an array.
+
+    Args:
+        name: String, what the array is.
+        value: Array or tensor `(batch, ...)`.
+        expected: That input, a `keras.KerasTensor`.
+    """
+    shape, expected = tuple(value.shape), tuple(expected.shape)
+    if len(shape) != len(expected) or any(
+        a != b for a, b in zip(shape[1:], expected[1:]) if None not in (a, b)
+    ):
+        raise ValueError(
+            f"The {name} do not fit the network, which takes {expected}. "
+            f"Received: {name} of shape {shape}"
+        )
+
+
 def _mean(values):
     values = list(values)
     return sum(values) / len(values)

@@ -7,6 +7,7 @@ from keras import ops
 from keras_san import losses
 from keras_san.checks import check_positive
 from keras_san.gan.backend import BackendGAN
+from keras_san.gan.base import check_fit
 
 _FEATURE_MATCHING = "feature_matching_loss"
 
@@ -146,6 +147,7 @@ class PairedGAN(BackendGAN):
                 "A paired GAN trains on pairs (inputs, targets) of images. "
                 "Received: no targets"
             )
+        check_fit("inputs", inputs, self.generator.inputs[0])
         if None in inputs.shape[1:] or None in targets.shape[1:]:
             raise ValueError(
                 "A batch must have images of one known size: crop them, and "
@@ -168,6 +170,8 @@ class PairedGAN(BackendGAN):
                 "pixels, and images must not be smaller. Received: targets "
                 f"of shape {tuple(targets.shape)}"
             )
+        if self._critic_sees_inputs:
+            check_fit("targets", targets, self.critic.inputs[0])
         if not keras.backend.is_float_dtype(
             keras.backend.standardize_dtype(inputs.dtype)
         ):
@@ -185,6 +189,11 @@ class PairedGAN(BackendGAN):
     def _judge(self, images, given):
         inputs = [images, given] if self._critic_sees_inputs else images
         outputs = self.critic(inputs, training=True)
+        if len(self.critic.outputs) > 1:
+            # Keras takes the list of a single scale for the outputs.
+            outputs = keras.tree.pack_sequence_as(
+                self.critic.output, keras.tree.flatten(outputs)
+            )
         return _logits(outputs), _features(outputs)
 
     def _judge_both(self, real, given, fake, given_of_fake):
@@ -255,8 +264,12 @@ class PairedGAN(BackendGAN):
         Returns:
             A NumPy array `(n, height, width, channels)`, with the height and
             width of what the generator puts out.
+
+        Raises:
+            ValueError: if the images do not fit the generator.
         """
         images = np.asarray(images, "float32")
+        check_fit("images", images, self.generator.inputs[0])
         return self._generate(images.__getitem__, len(images), batch_size)
 
     def get_config(self):

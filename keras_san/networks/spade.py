@@ -140,9 +140,12 @@ def critic(
     In the authors' critic an instance normalization without parameters stands
     behind each of the three convolutions that are normalized. It cancels any
     factor, so there it makes no difference by what a kernel is divided, or
-    whether it is. So the default is without, has a bias in every convolution,
-    and normalizes all five. The authors' form, which has 2,800,705 parameters
-    a scale with 36 channels of maps, is there to reproduce theirs.
+    whether it is, as long as the maps are large beside the epsilon of 1e-5
+    (which those of the authors' small initial kernels are not). So the
+    default is without, has a bias in every convolution, and normalizes all
+    five. The authors' form has 2,800,705 parameters a scale with 36 channels
+    of maps. It pads as the default does, by one or two pixels a side; they
+    pad by two, so that each map has up to three rows and columns more.
 
     Args:
         resolution: Pair of ints, height and width of the images.
