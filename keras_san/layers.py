@@ -17,7 +17,7 @@ from keras_san.padding import (
 
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-_CONVOLUTIONS = (
+CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
     keras.layers.Conv3D,
@@ -27,7 +27,7 @@ _CONVOLUTIONS = (
 )
 
 # Where layers keep the weights that are to be normalized.
-_KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
+KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
 
 
 def flatten_layers(model):
@@ -55,7 +55,7 @@ def _build_normalized(owner, layer, build, input_shape):
     def normalization(name, rank):
         return KernelNormalization(
             normalizer,
-            _geometry(layer, name, rank, input_shape),
+            geometry_of(layer, name, rank, input_shape),
             lambda: getattr(layer, name),
             owner.name,
             name,
@@ -65,13 +65,13 @@ def _build_normalized(owner, layer, build, input_shape):
     already_built = layer.built
     with contextlib.ExitStack() as stack:
         if projects and not already_built:
-            for name in _KERNELS:
+            for name in KERNELS:
                 stack.enter_context(
                     _projected_initializer(layer, name, normalization)
                 )
         build(input_shape)
     result = []
-    for name in _KERNELS:
+    for name in KERNELS:
         kernel = getattr(layer, name, None)
         if not isinstance(kernel, keras.Variable):
             continue
@@ -150,8 +150,19 @@ def _call_divided(owner, layer, call, training):
     return outputs
 
 
-def _geometry(layer, name, rank, input_shape):
-    if isinstance(layer, _CONVOLUTIONS):
+def geometry_of(layer, name, rank, input_shape):
+    """What a kernel stands for.
+
+    Args:
+        layer: The layer that holds it.
+        name: String, the attribute.
+        rank: Int, the axes of the kernel.
+        input_shape: Tuple, of the layer's input.
+
+    Returns:
+        A `normalizers.Matrix` or `normalizers.Convolution`.
+    """
+    if isinstance(layer, CONVOLUTIONS):
         return _convolution(layer, name, input_shape)
     if isinstance(layer, keras.layers.EinsumDense):
         inputs, rest = layer.equation.replace("...", "").split(",")
@@ -443,16 +454,16 @@ class SANWrapper(keras.layers.Wrapper):
 
 def _has_no_kernel(layer):
     """Whether it is certain, before it is built, that nothing can be done."""
-    if any(hasattr(layer, name) for name in _KERNELS):
+    if any(hasattr(layer, name) for name in KERNELS):
         return False
-    known = (*_CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
+    known = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
     if isinstance(layer, (*known, keras.layers.Embedding)):
         return False
     return layer.built or type(layer).__module__.startswith("keras.")
 
 
 def _check_circular(layer):
-    if not isinstance(layer, _CONVOLUTIONS):
+    if not isinstance(layer, CONVOLUTIONS):
         raise ValueError(
             'padding="circular" is for convolutions: other layers have no '
             "borders to pad. Leave it out. Received: "
