@@ -6,6 +6,7 @@ Reference:
 
 from keras_san import (
     callbacks,
+    diagnostics,
     losses,
     metrics,
     networks,
@@ -29,6 +30,7 @@ __all__ = [
     "SANDense",
     "SANWrapper",
     "callbacks",
+    "diagnostics",
     "hold_norms",
     "losses",
     "metrics",

@@ -1,0 +1,26 @@
+"""What a critic does to signals and gradients, and what is wrong with it."""
+
+from keras_san.diagnostics.bounds import gradient_bounds
+from keras_san.diagnostics.gradients import (
+    hessian_norm,
+    input_gradients,
+    mean_score,
+    weight_gradients,
+)
+from keras_san.diagnostics.kernels import layer_norms
+from keras_san.diagnostics.signals import channel_sparsity, signal_gains
+from keras_san.diagnostics.verdict import Diagnosis, diagnose, inert_norms
+
+__all__ = [
+    "Diagnosis",
+    "channel_sparsity",
+    "diagnose",
+    "gradient_bounds",
+    "hessian_norm",
+    "inert_norms",
+    "input_gradients",
+    "layer_norms",
+    "mean_score",
+    "signal_gains",
+    "weight_gradients",
+]

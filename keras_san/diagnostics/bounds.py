@@ -1,0 +1,149 @@
+"""Upper bounds on gradients, from norms alone."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_san.diagnostics.kernels import find_kernels, layer_norms
+from keras_san.diagnostics.recording import record
+
+# By how much the slope of an activation can exceed one, at most.
+_SLOPES = {
+    keras.activations.linear: 1.0,
+    keras.activations.relu: 1.0,
+    keras.activations.leaky_relu: 1.0,
+    keras.activations.elu: 1.0,
+    keras.activations.softplus: 1.0,
+    keras.activations.tanh: 1.0,
+    keras.activations.sigmoid: 0.25,
+}
+
+# Layers and operations, by name, that only move, leave out or add numbers.
+_NEUTRAL = {
+    "Add",
+    "Concatenate",
+    "Cropping2D",
+    "Dropout",
+    "Flatten",
+    "GetItem",
+    "Identity",
+    "Permute",
+    "ReLU",
+    "Reshape",
+    "SpatialDropout2D",
+    "Squeeze",
+    "Subtract",
+    "ZeroPadding2D",
+}
+
+GRADIENT_BOUNDS = np.dtype([("layer", "U80"), ("bound", float)])
+
+
+def gradient_bounds(model, images, norms=None):
+    """What the gradient of each kernel cannot exceed.
+
+    That of the mean logit, by the kernel that a layer runs with, is at most
+    what enters the layer (its norm, the mean over the images) times the
+    operator norms of all layers on the way to the logits, summed over the
+    ways; of a convolution times the square root of by how many output
+    positions a pixel is read, since they share the kernel.
+
+    Args:
+        model: A built Keras model from images to one tensor of logits.
+        images: Array `(n, height, width, channels)`, or a list of arrays
+            where the model has several inputs.
+        norms: What `layer_norms(model)` returned, with operator norms.
+
+    Returns:
+        A NumPy array of records, one a kernel in the order of the weights:
+        `layer`, a string, and `bound`, NaN where something on the way is
+        unknown (a layer of another kind, an image of unknown size, several
+        kernels in one layer). Under zero padding the norms are those of
+        circular padding, and the bound is approximate.
+
+    Reference:
+        [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773): the
+        product of norms that bounds gradients, there of a chain of layers
+        without bias, and with the norm of the image in place of what enters
+        a layer.
+    """
+    norms = layer_norms(model) if norms is None else norms
+    operator = {row["layer"]: row["operator"] for row in norms}
+    kernels = {}
+    for kernel in find_kernels(model):
+        kernels.setdefault(id(kernel.layer), []).append(kernel)
+    outputs, calls = record(model, images)
+    (logits,) = keras.tree.flatten(outputs)
+    # Of the mean over the logits of one image.
+    behind = {id(logits): 1.0 / math.sqrt(math.prod(logits.shape[1:]))}
+    bounds = {}
+    for call in reversed(calls):
+        found = [behind[id(x)] for x in call.outputs if id(x) in behind]
+        if not found:
+            continue
+        own = kernels.get(id(call.layer), [])
+        slope = (
+            _slope(getattr(own[0].holder, "activation", None)) if own else 1.0
+        )
+        if len(own) == 1:
+            bounds.setdefault(own[0].name, 0.0)
+            bounds[own[0].name] += (
+                found[0]
+                * slope
+                * math.sqrt(own[0].sharing)
+                * _mean_norm(call.inputs[0])
+            )
+        if own:
+            factor = slope * math.prod(operator[k.name] for k in own)
+        else:
+            factor = _factor(call)
+        for x in call.inputs:
+            behind[id(x)] = behind.get(id(x), 0.0) + found[0] * factor
+    return np.array(
+        [(name, bounds.get(name, math.nan)) for name in operator],
+        GRADIENT_BOUNDS,
+    )
+
+
+def _factor(call):
+    """By how much a layer without a kernel lengthens a difference."""
+    layer = call.layer
+    name = type(layer).__name__
+    x = call.inputs[0]
+    if name in _NEUTRAL:
+        return 1.0
+    if isinstance(layer, keras.layers.LeakyReLU):
+        return max(1.0, abs(float(layer.negative_slope)))
+    if isinstance(layer, keras.layers.Activation):
+        return _slope(layer.activation)
+    if "Pooling2D" in name and not name.startswith("Global"):
+        shared = math.prod(
+            math.ceil(p / s) for p, s in zip(layer.pool_size, layer.strides)
+        )
+        size = math.prod(layer.pool_size) if name.startswith("Av") else 1
+        return math.sqrt(shared / size)
+    if name in ("Sum", "Mean", "GlobalAveragePooling2D"):
+        reduced = math.prod(x.shape) / math.prod(call.outputs[0].shape)
+        return math.sqrt(reduced) if name == "Sum" else 1 / math.sqrt(reduced)
+    if isinstance(layer, keras.layers.BatchNormalization):
+        scale = 1.0 if layer.gamma is None else ops.abs(layer.gamma.value)
+        deviation = ops.sqrt(layer.moving_variance.value + layer.epsilon)
+        return float(ops.max(scale / deviation))
+    return math.nan
+
+
+def _slope(activation):
+    if activation is None:
+        return 1.0
+    if isinstance(activation, keras.layers.LeakyReLU):
+        return max(1.0, abs(float(activation.negative_slope)))
+    if isinstance(activation, keras.layers.ReLU):
+        return 1.0
+    return _SLOPES.get(activation, math.nan)
+
+
+def _mean_norm(x):
+    x = np.asarray(ops.convert_to_numpy(ops.cast(x, "float32")), "float64")
+    return float(np.mean(np.linalg.norm(x.reshape(len(x), -1), axis=1)))

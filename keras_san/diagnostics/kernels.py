@@ -1,0 +1,329 @@
+"""The kernels of a model as they act, and what their norms are."""
+
+import contextlib
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_san import normalizers
+from keras_san.kernel_normalization import KernelNormalization
+from keras_san.layers import (
+    CONVOLUTIONS,
+    KERNELS,
+    SANWrapper,
+    flatten_layers,
+    geometry_of,
+)
+
+_LINEAR = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel of one layer.
+
+    Attributes:
+        name: String, the layer's name, and behind a slash that of the kernel
+            where the layer has several.
+        layer: The layer that is called, which normalizes the kernel or
+            stands for it alone.
+        holder: The layer that holds it, of which `layer` may be a wrapper.
+        variable: A `keras.Variable`, the raw kernel.
+        geometry: A `normalizers.Matrix` or `normalizers.Convolution`.
+        normalization: What `keras_san` divides or projects it by, or `None`.
+        keras_spectral: Boolean, whether `keras.layers.SpectralNormalization`
+            overwrites it.
+    """
+
+    name: str
+    layer: keras.layers.Layer
+    holder: keras.layers.Layer
+    variable: keras.Variable
+    geometry: normalizers.Matrix | normalizers.Convolution
+    normalization: KernelNormalization | None = None
+    keras_spectral: bool = False
+
+    @property
+    def normalizer(self):
+        """What keeps it in check, a `normalizers.Normalizer` or `None`."""
+        if self.keras_spectral:
+            return normalizers.Spectral()
+        return self.normalization and self.normalization.normalizer
+
+    @property
+    def divided(self):
+        """Whether the layer runs with another kernel than the raw one."""
+        return self.normalization is not None and self.normalization.divides
+
+    def effective(self):
+        """The kernel that the layer runs with in inference, a tensor."""
+        if self.divided:
+            return self.normalization(training=False)
+        return ops.convert_to_tensor(self.variable)
+
+    def intended_norm(self):
+        """The norm, by `normalizer`, that it should have; a float."""
+        gain = self.normalizer.gain_for(self.variable.shape, self.geometry)
+        return self.normalizer.scale / gain
+
+    @property
+    def sharing(self):
+        """By how many output positions a pixel of the input is read.
+
+        The product over the axes of `ceil(kernel_size / stride)`; 1 of a
+        matrix.
+        """
+        if isinstance(self.geometry, normalizers.Matrix):
+            return 1
+        size = self.variable.shape[:-2]
+        strides = self.geometry.strides
+        return math.prod(math.ceil(k / s) for k, s in zip(size, strides))
+
+
+def find_kernels(model):
+    """The kernels of a model, in the order of its weights.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        A list of `Kernel`: of all layers of `keras_san`, convolutions of all
+        kinds, `Dense`, `EinsumDense`, and of whatever
+        `keras.layers.SpectralNormalization` wraps.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    layers = flatten_layers(model)
+    wrappers = {
+        id(layer.layer): layer
+        for layer in layers
+        if isinstance(layer, (SANWrapper, keras.layers.SpectralNormalization))
+    }
+    found = []
+    for holder in layers:
+        layer = wrappers.get(id(holder), holder)
+        spectral = isinstance(layer, keras.layers.SpectralNormalization)
+        normalizations = {
+            id(norm.get_kernel()): norm
+            for norm in getattr(layer, "kernel_norms", [])
+        }
+        if not (normalizations or spectral or isinstance(holder, _LINEAR)):
+            continue
+        # Keras' wrapper has the kernel as an attribute, too.
+        if id(holder) in {id(wrapper) for wrapper in wrappers.values()}:
+            continue
+        for attribute in KERNELS:
+            variable = getattr(holder, attribute, None)
+            if not isinstance(variable, keras.Variable):
+                continue
+            norm = normalizations.get(id(variable))
+            found.append(
+                Kernel(
+                    layer.name,
+                    # Keras' wrapper calls what it wraps as a layer.
+                    holder if spectral else layer,
+                    holder,
+                    variable,
+                    norm.geometry
+                    if norm
+                    else _geometry(layer, holder, attribute),
+                    norm,
+                    spectral,
+                )
+            )
+    if not found:
+        raise ValueError(
+            "There is nothing to look at: the model has no built convolution "
+            f"or dense layer. Received: model={model}"
+        )
+    place = {id(weight): i for i, weight in enumerate(model.weights)}
+    found.sort(key=lambda kernel: place[id(kernel.variable)])
+    names = [kernel.name for kernel in found]
+    return [
+        dataclasses.replace(
+            kernel, name=f"{kernel.name}/{kernel.variable.name}"
+        )
+        if names.count(kernel.name) > 1
+        else kernel
+        for kernel in found
+    ]
+
+
+def _geometry(layer, holder, attribute):
+    config = layer.get_build_config() or {}
+    shape = config.get("input_shape")
+    rank = len(getattr(holder, attribute).shape)
+    if shape is None and isinstance(holder, CONVOLUTIONS):
+        # Of a size that it does not tell.
+        shape = (None,) * (len(holder.kernel_size) + 2)
+    return geometry_of(holder, attribute, rank, shape)
+
+
+@contextlib.contextmanager
+def running_with(kernels, values):
+    """Inside of it, layers run with other kernels, as they are.
+
+    Args:
+        kernels: List of `Kernel`.
+        values: Tensors in place of their `effective()`, one for each.
+    """
+    mapping = []
+    for kernel, value in zip(kernels, values):
+        mapping.append((kernel.variable, value))
+        if kernel.divided:
+            # So that what divides it divides by one.
+            norm = ops.convert_to_tensor(kernel.intended_norm(), "float32")
+            mapping.append((kernel.normalization.norm, norm))
+    with keras.StatelessScope(mapping):
+        yield
+
+
+LAYER_NORMS = np.dtype(
+    [
+        ("layer", "U80"),
+        ("shape", "U40"),
+        ("normalizer", "U24"),
+        ("san", float),
+        ("sn", float),
+        ("sn_transposed", float),
+        ("bsn", float),
+        ("operator", float),
+        ("operator_over_sn", float),
+        ("operator_over_sn_limit", float),
+        ("operator_over_san", float),
+        ("operator_over_san_limit", float),
+        ("norm_over_intended", float),
+        ("variance_lecun", float),
+        ("variance_xavier", float),
+        ("variance_kaiming", float),
+    ]
+)
+
+
+def layer_norms(model, operator=True, slope=0.0):
+    """The norms of all kernels of a critic, as they act in inference.
+
+    Args:
+        model: A built Keras model, with or without normalized layers.
+        operator: Boolean, whether to compute the exact operator norms, which
+            for wide layers on large images takes long.
+        slope: Float, that of the activations on negative numbers (0 of ReLU),
+            for Kaiming's variance.
+
+    Returns:
+        A NumPy array of records, one a kernel in the order of the weights:
+
+        - `layer`, `shape`, `normalizer`: strings;
+        - `san`: Lemma 1; `sn`: the top singular value of the `(fan_in,
+          outputs)` matrix, `sn_transposed`: of the `(fan_out, inputs)` one,
+          `bsn`: their mean, all converged; `operator`: the exact operator norm
+          under cyclic padding, with the stride, NaN where the size of the
+          image is unknown or no multiple of the stride. Of a dense layer all
+          are its top singular value.
+        - `operator_over_sn`, which is at least 1 and at most
+          `operator_over_sn_limit`, the square root of by how many output
+          positions a pixel is read; `operator_over_san`, which is at most
+          `operator_over_san_limit`, the square root of the number of filters
+          (and at least 1, unless a stride thins out the output).
+        - `norm_over_intended`: the norm that the layer has, by its own
+          normalizer, over the one that it is to have; how far it is from 1 is
+          the error of the power iteration, or of a kernel that has moved
+          since its norm was measured. NaN without a normalizer.
+        - `variance_lecun`, `variance_xavier`, `variance_kaiming`: the mean
+          square of the weights over what those initializers aim at: `1 /
+          fan_in`, `2 / (fan_in + fan_out)` and `2 / ((1 + slope**2) *
+          fan_in)`.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
+        Lemma 1; [Miyato et al., 2018](https://arxiv.org/abs/1802.05957);
+        [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773).
+    """
+    rows = []
+    for kernel in find_kernels(model):
+        weights, geometry = kernel.effective(), kernel.geometry
+        norms = {
+            name: float(normalizer.norm(weights, geometry))
+            for name, normalizer in _NORMS.items()
+        }
+        norms["operator"] = _operator_norm(weights, geometry, operator)
+        fan_in, fan_out = _fans(kernel)
+        square = float(ops.mean(ops.square(ops.cast(weights, "float32"))))
+        filters = math.prod(kernel.variable.shape[-2:])
+        matrix = isinstance(geometry, normalizers.Matrix)
+        rows.append(
+            (
+                kernel.name,
+                " x ".join(map(str, kernel.variable.shape)),
+                type(kernel.normalizer).__name__ if kernel.normalizer else "",
+                norms["san"],
+                norms["sn"],
+                # The mean that BSN is, twice, less the other one.
+                2.0 * norms["bsn"] - norms["sn"],
+                norms["bsn"],
+                norms["operator"],
+                _over(norms["operator"], norms["sn"]),
+                math.sqrt(kernel.sharing),
+                _over(norms["operator"], norms["san"]),
+                1.0 if matrix else math.sqrt(filters),
+                _norm_over_intended(kernel, weights),
+                square * fan_in,
+                square * (fan_in + fan_out) / 2.0,
+                square * fan_in * (1.0 + slope**2) / 2.0,
+            )
+        )
+    return np.array(rows, LAYER_NORMS)
+
+
+_NORMS = {
+    "san": normalizers.SparsityAware(),
+    "sn": normalizers.Spectral(),
+    "bsn": normalizers.BidirectionalSpectral(),
+}
+
+
+def _operator_norm(weights, geometry, wanted):
+    if isinstance(geometry, normalizers.Matrix):
+        return float(normalizers.ConvSpectral().norm(weights, geometry))
+    extents = geometry.spatial_shape
+    if (
+        not wanted
+        or extents is None
+        or any(
+            extent % stride for extent, stride in zip(extents, geometry.strides)
+        )
+    ):
+        return math.nan
+    return float(normalizers.ConvSpectral().norm(weights, geometry))
+
+
+def _fans(kernel):
+    """How many weights an output sums over, and into how many an input goes."""
+    *size, rows, columns = kernel.variable.shape
+    taps = math.prod(size)
+    if isinstance(kernel.geometry, normalizers.Matrix):
+        shape, axes = kernel.variable.shape, kernel.geometry
+        return tuple(
+            math.prod(shape[axis] for axis in group)
+            for group in (axes.inputs, axes.outputs)
+        )
+    if kernel.geometry.depthwise:
+        return taps, taps * columns
+    if kernel.geometry.transposed:
+        rows, columns = columns, rows
+    return taps * rows, taps * columns // kernel.geometry.groups
+
+
+def _norm_over_intended(kernel, weights):
+    if kernel.normalizer is None:
+        return math.nan
+    norm = float(kernel.normalizer.norm(weights, kernel.geometry))
+    return norm / kernel.intended_norm()
+
+
+def _over(a, b):
+    return a / b if b else math.nan

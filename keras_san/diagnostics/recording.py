@@ -1,0 +1,88 @@
+"""What each layer of a model gets and puts out, on real data."""
+
+import contextlib
+import dataclasses
+
+import keras
+from keras import ops
+
+from keras_san.diagnostics.kernels import find_kernels
+from keras_san.kernel_normalization import KernelNormalization
+from keras_san.layers import SANWrapper, flatten_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of one layer.
+
+    Attributes:
+        layer: A layer without layers of its own, the `layer` of a
+            `kernels.Kernel`, or an operation of a functional model.
+        inputs: List of tensors.
+        outputs: List of tensors.
+    """
+
+    layer: keras.Operation
+    inputs: list
+    outputs: list
+
+
+def record(model, inputs):
+    """Runs a model in inference, uncompiled, and keeps all that passes.
+
+    Args:
+        model: A built Keras model of any kind.
+        inputs: What the model takes, as arrays.
+
+    Returns:
+        `(outputs, calls)`: what the model puts out, and a list of `Call` in
+        the order in which they were run.
+    """
+    calls = []
+
+    def recording(layer, call):
+        def recorded(*args, **kwargs):
+            outputs = call(*args, **kwargs)
+            tensors = [
+                [x for x in keras.tree.flatten(part) if keras.ops.is_tensor(x)]
+                for part in ((args, kwargs), outputs)
+            ]
+            calls.append(Call(layer, *tensors))
+            return outputs
+
+        return recorded
+
+    with contextlib.ExitStack() as stack:
+        for layer in _recorded(model):
+            # In the dictionary: Keras tracks what is set as an attribute.
+            layer.__dict__["call"] = recording(layer, layer.call)
+            stack.callback(layer.__dict__.pop, "call")
+        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+        outputs = model(inputs, training=False)
+    return outputs, calls
+
+
+def _recorded(model):
+    """Layers without layers of their own, those of kernels, operations."""
+    layers = flatten_layers(model)
+    inside = {id(x.layer) for x in layers if isinstance(x, SANWrapper)}
+    kernels = {id(kernel.layer) for kernel in find_kernels(model)}
+    found = {}
+    for layer in layers:
+        inner = [
+            x
+            for x in layer._flatten_layers(include_self=False, recursive=False)
+            if not isinstance(x, KernelNormalization)
+        ]
+        if not inner or id(layer) in kernels:
+            found[id(layer)] = layer
+        # Those of functional models are no layers.
+        for operation in getattr(layer, "operations", []):
+            if not isinstance(operation, keras.layers.Layer):
+                found[id(operation)] = operation
+    unseen = (KernelNormalization, keras.layers.InputLayer)
+    return [
+        layer
+        for key, layer in found.items()
+        if key not in inside and not isinstance(layer, unseen)
+    ]

@@ -1,0 +1,249 @@
+"""How sparse signals are, and how much layers amplify them."""
+
+import contextlib
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_san.diagnostics.kernels import find_kernels, layer_norms
+from keras_san.diagnostics.recording import record
+
+# Below this share of the largest channel's norm a channel counts as nearly
+# zero.
+NEARLY_ZERO = 0.01
+
+_ACTIVATIONS = (
+    keras.layers.Activation,
+    keras.layers.ReLU,
+    keras.layers.LeakyReLU,
+    keras.layers.PReLU,
+    keras.layers.ELU,
+    keras.layers.Softmax,
+)
+
+
+def channel_sparsity(model, images, bins=50, batch_size=64):
+    """Of how many channels the signals of a critic really consist.
+
+    Args:
+        model: A built Keras model from images.
+        images: Array `(n, height, width, channels)`, or a list of arrays
+            where the model has several inputs.
+        bins: Int, of the histograms.
+        batch_size: Int, how many images pass at once.
+
+    Returns:
+        A NumPy array of records, one for each activation (a layer of its own,
+        or that of a convolution or dense layer) in the order in which they
+        are run, over all images:
+
+        - `layer`: string; `channels`: int;
+        - `zero`: the share of channels that are exactly zero in an image, and
+          `nearly_zero`: of those whose norm over the pixels is below 1 % of
+          that of the image's largest channel;
+        - `effective`: the mean over the images of the energy of all channels
+          over that of the largest one, from 1 (one channel is not zero) to
+          `channels` (all are equally large);
+        - `histogram`: `bins` shares of the channels, by their norm over that
+          of the image's largest channel, in equal steps from 0 to 1.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
+        Figure 5.
+    """
+    kernels = {id(k.layer): k.holder for k in find_kernels(model)}
+    norms = {}
+    for _, calls in _recorded(model, images, batch_size):
+        for index, call in enumerate(calls):
+            if isinstance(call.layer, _ACTIVATIONS) or _is_active(
+                kernels.get(id(call.layer))
+            ):
+                key = index, call.layer.name
+                norms.setdefault(key, []).append(
+                    _channel_norms(call.outputs[0])
+                )
+    return np.array(
+        [
+            (name, values[0].shape[1], *_sparsity(np.concatenate(values), bins))
+            for (_, name), values in norms.items()
+        ],
+        [
+            ("layer", "U80"),
+            ("channels", int),
+            ("zero", float),
+            ("nearly_zero", float),
+            ("effective", float),
+            ("histogram", float, (bins,)),
+        ],
+    )
+
+
+SIGNAL_GAINS = np.dtype(
+    [
+        ("layer", "U80"),
+        ("channels", int),
+        ("effective", float),
+        ("gain", float),
+        ("gain_max", float),
+        ("gain_over_san", float),
+        ("gain_over_sn", float),
+        ("gain_over_operator", float),
+        ("channel_gain", float),
+        ("channel_gain_max", float),
+        ("channel_gain_over_san", float),
+        ("growth", float),
+    ]
+)
+
+
+def signal_gains(model, images, norms=None, batch_size=64):
+    """How much the layers of a critic amplify the signals that enter them.
+
+    Args:
+        model: A built Keras model from images.
+        images: As of `channel_sparsity`.
+        norms: What `layer_norms(model)` returned, to save its time.
+        batch_size: Int, how many images pass at once.
+
+    Returns:
+        A NumPy array of records, one for each kernel (of a separable
+        convolution the second one, for both), in the order in which they are
+        run. With `x` what enters a layer for one image, and `W x` what its
+        kernel alone makes of it, without bias and activation:
+
+        - `layer`: string; `channels`: int, of `x`; `effective`: of how many
+          channels `x` consists, as of `channel_sparsity`;
+        - `gain`, `gain_max`: the mean and the maximum over the images of
+          `||W x|| / ||x||`; `gain_over_san`, `gain_over_sn`,
+          `gain_over_operator`: the mean over each of the layer's norms. The
+          last is at most 1 under cyclic padding;
+        - `channel_gain`, `channel_gain_max`: the same of the largest norm of
+          a channel of `W x` over that of `x`, which for signals of one channel
+          SAN's norm bounds; `channel_gain_over_san`: the mean over that norm;
+        - `growth`: the root mean square of all numbers of `W x` over that of
+          `x` and the square root of 2: 1 where an activation as ReLU, which
+          halves the energy, restores the size of the signals.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
+        Eqs. 5 and 6; for `growth` [He et al.,
+        2015](https://arxiv.org/abs/1502.01852), Eq. 10.
+    """
+    norms = layer_norms(model) if norms is None else norms
+    norms = {row["layer"]: row for row in norms}
+    # Of the kernels of one layer the last.
+    kernels = {id(kernel.layer): kernel for kernel in find_kernels(model)}
+    found = {}
+    for _, calls in _recorded(model, images, batch_size):
+        for index, call in enumerate(calls):
+            kernel = kernels.get(id(call.layer))
+            if kernel is None:
+                continue
+            x = call.inputs[0]
+            with _linear(kernel.holder):
+                y = call.layer(x, training=False)
+            inner, outer = _channel_norms(x), _channel_norms(y)
+            values = [
+                inner.shape[1] * np.ones(len(inner)),
+                _effective(inner),
+                _ratio(_total(outer), _total(inner)),
+                _ratio(outer.max(axis=1), inner.max(axis=1)),
+                _ratio(_size(y, outer), _size(x, inner)) / math.sqrt(2.0),
+            ]
+            found.setdefault((index, kernel.name), []).append(values)
+    rows = []
+    for (_, name), values in found.items():
+        channels, effective, gain, channel_gain, growth = np.concatenate(
+            values, axis=1
+        )
+        norm = norms[name]
+        rows.append(
+            (
+                name,
+                channels[0],
+                np.mean(effective),
+                np.mean(gain),
+                np.max(gain),
+                *(np.mean(gain) / norm[n] for n in ("san", "sn", "operator")),
+                np.mean(channel_gain),
+                np.max(channel_gain),
+                np.mean(channel_gain) / norm["san"],
+                np.sqrt(np.mean(growth**2)),
+            )
+        )
+    return np.array(rows, SIGNAL_GAINS)
+
+
+def _recorded(model, images, batch_size):
+    """What `record` returns, batch by batch."""
+    count = len(keras.tree.flatten(images)[0])
+    for start in range(0, count, batch_size):
+        part = slice(start, start + batch_size)
+        yield record(model, keras.tree.map_structure(lambda x: x[part], images))
+
+
+def _is_active(layer):
+    """Whether a layer applies an activation of its own."""
+    activation = getattr(layer, "activation", None)
+    return activation not in (None, keras.activations.linear)
+
+
+@contextlib.contextmanager
+def _linear(layer):
+    """Inside of it a layer has neither bias nor activation."""
+    activation = getattr(layer, "activation", None)
+    bias = getattr(layer, "bias", None)
+    mapping = []
+    if isinstance(bias, keras.Variable):
+        mapping.append((bias, ops.zeros_like(bias)))
+    if activation is not None:
+        layer.activation = keras.activations.linear
+    try:
+        with keras.StatelessScope(mapping):
+            yield
+    finally:
+        if activation is not None:
+            layer.activation = activation
+
+
+def _channel_norms(x):
+    """The norms over all pixels: `(batch, channels)`, float64."""
+    x = ops.cast(x, "float32")
+    first = keras.config.image_data_format() == "channels_first"
+    channels = 1 if first else len(x.shape) - 1
+    axes = [a for a in range(1, len(x.shape)) if a != channels]
+    largest = ops.maximum(ops.max(ops.abs(x)), 1e-30)
+    squares = ops.sum(ops.square(x / largest), axis=axes)
+    norms = np.sqrt(np.asarray(ops.convert_to_numpy(squares), "float64"))
+    return norms * float(largest)
+
+
+def _total(norms):
+    return np.sqrt(np.sum(norms**2, axis=1))
+
+
+def _size(x, norms):
+    """The root mean square of each image's numbers."""
+    return _total(norms) / math.sqrt(math.prod(x.shape[1:]))
+
+
+def _ratio(a, b):
+    """`a / b`, 0 where nothing enters."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+
+def _effective(norms):
+    return _ratio(np.sum(norms**2, axis=1), np.max(norms**2, axis=1))
+
+
+def _sparsity(norms, bins):
+    relative = _ratio(norms, norms.max(axis=1, keepdims=True) + 0.0 * norms)
+    counts, _ = np.histogram(relative, bins=bins, range=(0.0, 1.0))
+    return (
+        np.mean(norms == 0.0),
+        np.mean(relative < NEARLY_ZERO),
+        np.mean(_effective(norms)),
+        counts / relative.size,
+    )

@@ -1,0 +1,248 @@
+"""Which of the two ways to fail a critic is on, and where."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from keras_san.diagnostics.bounds import GRADIENT_BOUNDS, gradient_bounds
+from keras_san.diagnostics.gradients import (
+    input_gradients,
+    mean_score,
+    weight_gradients,
+)
+from keras_san.diagnostics.kernels import find_kernels, layer_norms
+from keras_san.diagnostics.recording import record
+from keras_san.diagnostics.signals import signal_gains
+
+# By how much a layer may make signals, or a norm, larger than it should, or
+# smaller. Critics of He's start lie within a factor of 1.3, also when trained.
+_BAND = 2.2
+
+# By how much the score of a critic may change from one image to another. With
+# the hinge loss 2 is needed; critics that trained began between 0.1 (SN-GAN's
+# CNN with SN) and 10,000 (a ResNet with SAN).
+_STEEP, _FLAT = 1e5, 0.05
+
+# How far a norm may be from what it should be.
+_INEXACT = 0.1
+
+_ACTIVATION_NORMS = (
+    keras.layers.BatchNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
+    keras.layers.UnitNormalization,
+)
+
+# What stands between a kernel and those without changing anything.
+_TRANSPARENT = (
+    keras.layers.Dropout,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with a critic.
+
+    Attributes:
+        verdict: String, `"healthy"`, `"exploding"` or `"vanishing"`.
+        layer: String, the layer that is to blame, or `None`.
+        reason: String, the figure that says so.
+        warnings: List of strings.
+        inert: List of strings, the normalized layers whose norm does nothing.
+        slope: Float, by how much the score changes from one image to another:
+            the mean norm of its gradient, times the mean distance of images.
+        norms: What `layer_norms` returned.
+        gains: What `signal_gains` returned.
+        gradients: What `weight_gradients` returned.
+        bounds: What `gradient_bounds` returned; with `operator=False` empty.
+    """
+
+    verdict: str
+    layer: str | None
+    reason: str
+    warnings: list
+    inert: list
+    slope: float
+    norms: np.ndarray
+    gains: np.ndarray
+    gradients: np.ndarray
+    bounds: np.ndarray
+
+
+def diagnose(model, images, score=mean_score, operator=False):
+    """Tells how a critic is doing, and which layer is to blame if badly.
+
+    A critic explodes where a number is not finite, where a layer's norm is
+    more than 2.2 times what its normalizer is to make of it, where a layer
+    without a normalizer makes signals more than that larger than Kaiming's
+    start would (by the signals and by the weights), or where the score changes
+    by more than 100,000 from one image to another. It vanishes where a norm
+    or signals are smaller by such a factor (by the signals, and by the
+    weights beside both Kaiming's and Xavier's start), or the score changes by
+    less than 0.05.
+
+    Args:
+        model: A built Keras model from images.
+        images: Array `(n, height, width, channels)` of at least two images as
+            the critic is trained on, or a list of arrays where the model has
+            several inputs.
+        score: As of `weight_gradients`.
+        operator: As of `layer_norms`.
+
+    Returns:
+        A `Diagnosis`.
+
+    Raises:
+        ValueError: if there are fewer than two images, or the model has no
+            kernel.
+    """
+    first = keras.tree.flatten(images)[0]
+    if len(first) < 2:
+        raise ValueError(
+            "A diagnosis needs at least two images, and better a hundred. "
+            f"Received: {len(first)}"
+        )
+    norms = layer_norms(model, operator=operator)
+    gains = signal_gains(model, images, norms)
+    few = _part(images, 64)
+    gradients = weight_gradients(model, few, score)
+    bounds = np.zeros(0, GRADIENT_BOUNDS)
+    if operator and score is mean_score and len(model.outputs) == 1:
+        bounds = gradient_bounds(model, few, norms)
+    slope = float(np.mean(input_gradients(model, images, score)))
+    slope *= _distance(first)
+    verdict, layer, reason = _judge(norms, gains, slope)
+    inert = inert_norms(model, _part(images, 2))
+    warnings = [
+        f"The norm of {name} does nothing: what follows cancels any factor. "
+        "Take one of them away."
+        for name in inert
+    ]
+    warnings += [
+        f"The norm of {row['layer']} is {row['norm_over_intended']:.2f} times "
+        "what it should be: its kernel has moved since it was measured."
+        for row in norms
+        if abs(row["norm_over_intended"] - 1.0) > _INEXACT
+    ]
+    return Diagnosis(
+        verdict,
+        layer,
+        reason,
+        warnings,
+        inert,
+        slope,
+        norms,
+        gains,
+        gradients,
+        bounds,
+    )
+
+
+def inert_norms(model, images):
+    """The normalized layers whose norm does nothing.
+
+    What they put out goes straight into batch, instance, layer, group or RMS
+    normalization, which cancels whatever a kernel is divided by.
+
+    Args:
+        model: A built Keras model from images.
+        images: As of `diagnose`; one or two suffice.
+
+    Returns:
+        A list of strings, the names of layers.
+    """
+    names = {
+        id(kernel.layer): kernel.name
+        for kernel in find_kernels(model)
+        if kernel.normalizer is not None
+        and getattr(kernel.holder, "activation", keras.activations.linear)
+        in (None, keras.activations.linear)
+    }
+    _, calls = record(model, images)
+    makers = {id(x): call for call in calls for x in call.outputs}
+    inert = []
+    for call in calls:
+        if not _normalizes_activations(call.layer):
+            continue
+        maker = makers.get(id(call.inputs[0]))
+        while maker is not None and isinstance(maker.layer, _TRANSPARENT):
+            maker = makers.get(id(maker.inputs[0]))
+        if maker is not None and id(maker.layer) in names:
+            inert.append(names[id(maker.layer)])
+    return inert
+
+
+def _normalizes_activations(layer):
+    return isinstance(layer, _ACTIVATION_NORMS) or (
+        "InstanceNorm" in type(layer).__name__
+    )
+
+
+def _judge(norms, gains, slope):
+    """The verdict, the layer and the reason."""
+    growth = {row["layer"]: row["growth"] for row in gains}
+    suspects = [_suspect(row, growth.get(row["layer"])) for row in norms]
+    factor, layer, reason = max(suspects, key=lambda s: abs(math.log(s[0])))
+    if factor > _BAND or factor < 1.0 / _BAND:
+        return "exploding" if factor > 1.0 else "vanishing", layer, reason
+    change = f"the score changes by {slope:.3g} from one image to another"
+    if slope > _STEEP:
+        layer = max(growth, key=growth.get)
+        return "exploding", layer, f"{change}; {_growth(growth, layer)}"
+    if slope < _FLAT:
+        layer = min(growth, key=growth.get)
+        return "vanishing", layer, f"{change}; {_growth(growth, layer)}"
+    return "healthy", None, change
+
+
+def _growth(growth, layer):
+    return (
+        f"{layer} makes signals {growth[layer]:.2g} times what Kaiming's "
+        "start would"
+    )
+
+
+def _suspect(row, growth):
+    """By what factor a layer is off, its name, and the figure."""
+    name = str(row["layer"])
+    if not np.isfinite(row["sn"]):
+        return math.inf, name, f"the kernel of {name} is not finite"
+    if row["normalizer"]:
+        factor = row["norm_over_intended"]
+        reason = (
+            f"the norm of {name} is {factor:.2f} times what its normalizer "
+            "is to make of it"
+        )
+        return max(factor, 1e-30), name, reason
+    kaiming = math.sqrt(row["variance_kaiming"])
+    # Of ReLU's start by Xavier's rule.
+    xavier = math.sqrt(row["variance_xavier"] / 2.0)
+    signals = kaiming if growth is None else growth
+    # Both sides have to say so: signals alone say little of a layer with one
+    # output, and weights alone nothing of what they meet.
+    large = min(signals, kaiming)
+    small = max(signals, kaiming, xavier)
+    factor = large if large > 1.0 else min(small, 1.0)
+    reason = (
+        f"{name} makes signals {signals:.2g} times what Kaiming's start would "
+        f"(by its weights {kaiming:.2g} times)"
+    )
+    return max(factor, 1e-30), name, reason
+
+
+def _distance(images):
+    """The mean distance between one image and the next."""
+    images = np.asarray(images, "float64").reshape(len(images), -1)
+    return float(np.mean(np.linalg.norm(np.diff(images, axis=0), axis=1)))
+
+
+def _part(images, count):
+    return keras.tree.map_structure(lambda x: x[:count], images)
