@@ -12,6 +12,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 
 import keras_san  # noqa: E402
 from examples import command_line, data, runs  # noqa: E402
@@ -155,6 +156,18 @@ def parse(argv=None):
         help="steps from one measurement of the norms to the next (default: 1)",
     )
     add(
+        "--gain",
+        type=_gain,
+        help="san: a number that norms are multiplied by, or adaptive, which "
+        "measures how sparse signals are (default: 1)",
+    )
+    add(
+        "--sparsity",
+        type=int,
+        metavar="K",
+        help="san: divide by the norm for signals of K channels (default: 1)",
+    )
+    add(
         "--padding",
         default="circular",
         choices=["circular", "same"],
@@ -187,6 +200,13 @@ def parse(argv=None):
     add("--ema", type=float, help="decay of the average generator, 0: none")
     command_line.add_evaluation(parser, "Inception score, FID and KID")
     add("--samples", type=int, default=10_000, help="images to measure with")
+    add(
+        "--monitor",
+        type=int,
+        metavar="STEPS",
+        help="diagnose the critic every so many steps (callbacks.NormMonitor), "
+        "into monitor.csv and monitor.png",
+    )
     runs.add_arguments(parser)
     args = parser.parse_args(argv)
     defaults = {
@@ -202,6 +222,10 @@ def parse(argv=None):
             + [args.normalizer]
         )
     return args
+
+
+def _gain(text):
+    return text if text in ("auto", "adaptive") else float(text)
 
 
 def main(argv=None):
@@ -264,6 +288,8 @@ def main(argv=None):
                 images.images, extractor, every, args.samples, args.seed
             ),
         )
+    if args.monitor is not None:
+        shown.append(make_monitor(args, run, images))
     if gan.is_chief:
         # Only now, that nothing about the arguments can be wrong any more.
         run.begin()
@@ -290,6 +316,17 @@ def main(argv=None):
         print(f"Look at {run.path('samples.png')}")
         print(f"Curves: tensorboard --logdir {run.path('tensorboard')}")
     return gan
+
+
+def make_monitor(args, run, images):
+    """The callback that watches the critic, on images spread over all."""
+    some = slice(None, None, max(1, len(images) // 16))
+    watched = images.images[some] / np.float32(127.5) - np.float32(1.0)
+    if args.network == "biggan":
+        watched = [watched, images.labels[some]]
+    return callbacks.NormMonitor(
+        run.folder, watched, args.monitor, run.path("tensorboard")
+    )
 
 
 def make_gan(args, images):
@@ -356,6 +393,8 @@ def critic_settings(args):
         "scale": args.scale,
         "update_interval": args.update_interval,
         "form": args.form,
+        "gain": args.gain,
+        "sparsity": args.sparsity,
     }
     given = {name: v for name, v in given.items() if v is not None}
     if args.normalizer in BASELINES:
@@ -370,6 +409,11 @@ def critic_settings(args):
             "What makes it more than sn or bsn is its scale, and no best one "
             "was published (the authors try 0.7 to 4): pass --scale. Received: "
             f"--normalizer {args.normalizer} without --scale"
+        )
+    if args.normalizer != "san" and {"gain", "sparsity"} & {*given}:
+        raise ValueError(
+            "Only SAN has a gain, and signals of some channels. "
+            f"Received: {given} with --normalizer {args.normalizer}"
         )
     name = "sn" if args.normalizer == "ssn" else args.normalizer
     settings["normalizer"] = type(normalizers.get(name))(**given)

@@ -18,6 +18,7 @@ _FREE = (
     "download",
     "cache",
     "evaluate_every",
+    "monitor",
     "strategy",
     "jit",
     "steps_per_execution",

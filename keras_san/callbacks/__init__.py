@@ -14,16 +14,19 @@ from keras_san.callbacks.logs import (
     read_log,
     steps_taken,
 )
+from keras_san.callbacks.monitor import NormMonitor, draw_monitor
 from keras_san.callbacks.samples import SampleGrid, image_grid, sample_grid
 
 __all__ = [
     "Checkpoint",
     "Evaluation",
     "ImageQuality",
+    "NormMonitor",
     "SampleGrid",
     "TensorBoard",
     "TrainingLog",
     "draw_curves",
+    "draw_monitor",
     "enlarge",
     "image_grid",
     "kernel_norms",

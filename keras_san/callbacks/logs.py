@@ -36,46 +36,71 @@ class TensorBoard(keras.callbacks.Callback):
     def __init__(self, directory, rows=8, columns=None, seed=0, picture=None):
         super().__init__()
         check_package("tensorboard")
-        self.directory = directory
         self.rows = rows
         self.columns = columns
         self.seed = seed
         self.picture = picture
-        self._writer = None
+        self._events = Events(directory)
 
     def on_train_begin(self, logs=None):
         if self.picture is None:
             check_draws(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
         if not getattr(self.model, "is_chief", True):
             return
         if self.picture is None:
             grid = sample_grid(self.model, self.rows, self.columns, self.seed)
         else:
             grid = self.picture(self.model)
-        png = io.BytesIO()
-        keras.utils.save_img(png, grid, file_format="png", scale=False)
-        image = Summary.Image(encoded_image_string=png.getvalue())
-        image.height, image.width, image.colorspace = grid.shape
-        summary = Summary()
-        summary.value.add(tag="samples", image=image)
         values = {**(logs or {}), **critic_norms(self.model)}
+        self._events.write(steps_taken(self.model), values, {"samples": grid})
+
+    def on_train_end(self, logs=None):
+        self._events.close()
+
+
+class Events:
+    """What TensorBoard shows, written to a folder.
+
+    Args:
+        directory: String or path, created with the first event.
+    """
+
+    def __init__(self, directory):
+        self.directory = directory
+        self._writer = None
+
+    def write(self, step, values, images=None):
+        """Adds numbers and images, by name.
+
+        Args:
+            step: Int.
+            values: Dict of floats.
+            images: Dict of uint8 arrays `(height, width, channels)`.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        summary = Summary()
+        for name, array in (images or {}).items():
+            png = io.BytesIO()
+            keras.utils.save_img(png, array, file_format="png", scale=False)
+            image = Summary.Image(encoded_image_string=png.getvalue())
+            image.height, image.width, image.colorspace = array.shape
+            summary.value.add(tag=name, image=image)
         for name, value in values.items():
             summary.value.add(tag=name, simple_value=value)
         if self._writer is None:
             self._writer = EventFileWriter(os.fspath(self.directory))
-        step = steps_taken(self.model)
         self._writer.add_event(
             Event(step=step, wall_time=time.time(), summary=summary)
         )
         self._writer.flush()
 
-    def on_train_end(self, logs=None):
+    def close(self):
+        """Closes the file; the next event begins another one."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -126,13 +151,7 @@ class TrainingLog(keras.callbacks.Callback):
                 **critic_norms(self.model),
             }
         )
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        # A whole file at any time: written apart, then renamed.
-        with open(f"{path}.new", "w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(f"{path}.new", path)
+        write_rows(rows, path)
         draw_curves(rows, os.path.join(self.directory, "curves.png"))
 
 
@@ -197,14 +216,41 @@ def read_log(path):
     Returns:
         A list of dicts of floats, one for each epoch, `"epoch"` an int.
     """
+    rows = [
+        {name: float(value) for name, value in row.items()}
+        for row in read_rows(path)
+    ]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def write_rows(rows, path):
+    """Writes a table as CSV: a whole file at any time.
+
+    Args:
+        rows: List of dicts, which need not have the same keys.
+        path: String.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with open(f"{path}.new", "w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(f"{path}.new", path)
+
+
+def read_rows(path):
+    """Reads what `write_rows` wrote, as a list of dicts of strings.
+
+    Args:
+        path: String or path; the file need not exist.
+    """
     if not os.path.exists(path):
         return []
     with open(path, newline="") as file:
-        rows = [
-            {name: float(value) for name, value in row.items() if value}
+        return [
+            {name: value for name, value in row.items() if value}
             for row in csv.DictReader(file)
         ]
-    return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 
 _METRICS = ("is", "fid", "kid", "psnr", "ssim", "niqe")

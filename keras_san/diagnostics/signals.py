@@ -197,7 +197,7 @@ def _linear(layer):
     bias = getattr(layer, "bias", None)
     mapping = []
     if isinstance(bias, keras.Variable):
-        mapping.append((bias, ops.zeros_like(bias)))
+        mapping.append((bias, ops.zeros(bias.shape, bias.dtype)))
     if activation is not None:
         layer.activation = keras.activations.linear
     try:

@@ -1,0 +1,570 @@
+r"""Redraws the figures of both papers, from runs of its own.
+
+Each figure is a PNG with a CSV beside it. What must be trained is trained by
+`examples.image_generation`, and kept: run it again to go on. Arguments behind
+`--` go to every run, as in
+
+    python tools/figures.py --figures singular_values update_interval \
+        -- --dataset cifar10 --data-dir DIR --width 0.5
+
+See `python tools/figures.py --help`.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from examples import data  # noqa: E402
+from keras_san import SANWrapper, callbacks, norms  # noqa: E402
+from keras_san.callbacks.logs import read_rows, write_rows  # noqa: E402
+from keras_san.diagnostics import channel_sparsity, layer_norms  # noqa: E402
+from tools import table1  # noqa: E402
+
+BSSN = "bssn,scale=1.6"
+
+
+@dataclasses.dataclass
+class Settings:
+    """How to draw.
+
+    Attributes:
+        output: String, the folder of figures and runs.
+        quick: Boolean, whether everything is to be small.
+        seeds: List of ints.
+        jobs: Int, how many runs at a time.
+        rest: List of strings, further arguments of every run.
+    """
+
+    output: str
+    quick: bool
+    seeds: list
+    jobs: int
+    rest: list
+
+    def path(self, name):
+        return os.path.join(self.output, name)
+
+
+def main(argv=None):
+    """Draws what the command line asks for.
+
+    Args:
+        argv: List of strings, or `None` for the arguments of the process.
+
+    Returns:
+        A list of strings, the pictures.
+
+    Raises:
+        ValueError: if a run cannot be trained as it is asked for.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    place = argv.index("--") if "--" in argv else len(argv)
+    argv, rest = argv[:place], argv[place + 1 :]
+    parser = argparse.ArgumentParser(
+        prog="python tools/figures.py",
+        description=__doc__.splitlines()[0],
+        epilog="Arguments behind -- go to every run.",
+    )
+    add = parser.add_argument
+    add(
+        "--figures",
+        nargs="+",
+        choices=FIGURES,
+        default=list(FIGURES),
+        metavar="NAME",
+        help=f"of {', '.join(FIGURES)}",
+    )
+    add("--quick", action="store_true", help="few and small: digits, minutes")
+    add("--seeds", nargs="+", type=int, default=[0])
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time, which share the cores",
+    )
+    add("--output", help="default: runs/figures, or runs/figures-quick")
+    args = parser.parse_args(argv)
+    output = args.output or f"runs/figures{'-quick' if args.quick else ''}"
+    settings = Settings(output, args.quick, args.seeds, args.jobs, rest)
+    os.makedirs(output, exist_ok=True)
+    if args.quick:
+        # Short runs: most of their time is one core's.
+        settings.jobs = max(args.jobs, os.cpu_count() or 1)
+        short = "--width 0.125 --epochs 2 --steps-per-epoch 50 --monitor 50"
+        settings.rest = [*short.split(), *rest]
+        settings.rest = [*table1.quick_arguments(output), *settings.rest]
+    else:
+        monitored = ["--dataset", "cifar10", "--monitor", "1000"]
+        settings.rest = [*monitored, *rest]
+    needed = {}
+    for name in args.figures:
+        for network, row in RUNS.get(name, lambda quick: [])(args.quick):
+            needed.setdefault((network, row), None)
+    trained = train(settings, list(needed))
+    pictures = []
+    for name in args.figures:
+        rows, draw = FIGURES[name](settings, trained)
+        write_rows(rows, settings.path(f"{name}.csv"))
+        pictures.append(settings.path(f"{name}.png"))
+        save(draw, pictures[-1])
+        print(f"Look at {pictures[-1]}", flush=True)
+    return pictures
+
+
+def train(settings, needed):
+    """Trains what is missing.
+
+    Args:
+        settings: A `Settings`.
+        needed: List of pairs: a network and a row of `tools/table1.py`.
+
+    Returns:
+        A dict from `(network, row, seed)` to the run, see `table1.matrix`.
+    """
+    found, runs = {}, []
+    for network, row in needed:
+        args = argparse.Namespace(
+            networks=[network],
+            normalizers=[row],
+            seeds=settings.seeds,
+            output=settings.path("runs"),
+        )
+        for run in table1.matrix(args, settings.rest):
+            runs.append(run)
+            key = network, row, run["settings"].seed
+            found[key] = run
+    with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
+        list(pool.map(table1.train, runs))
+    failed = [run["name"] for run in runs if run["state"] == "failed"]
+    if failed:
+        raise ValueError(f"These runs failed, see above: {failed}")
+    return found
+
+
+# What each figure needs of runs, and the figures: callables that return the
+# rows of the CSV, and a callable that draws them on a Matplotlib figure.
+
+
+def _intervals(quick):
+    return (1, 10, 50) if quick else (1, 10, 100, 1000)
+
+
+def _interval_rows(quick):
+    return ["none", "sn", "san"] + [
+        f"san,update-interval={n}" for n in _intervals(quick)[1:]
+    ]
+
+
+def _scales(quick):
+    return (0.7, 1.6) if quick else (0.7, 1.0, 1.4, 2.0, 3.0, 4.0)
+
+
+RUNS = {
+    "singular_values": lambda quick: [("resnet", "none"), ("resnet", "sn")],
+    "exact_normalization": lambda quick: [("cnn", "sn"), ("cnn", "conv_sn")],
+    "channel_sparsity": lambda quick: [("cnn", "none"), ("resnet", "none")],
+    "subset_gain": lambda quick: [("cnn", "none")],
+    "update_interval": lambda quick: [
+        ("cnn", row) for row in _interval_rows(quick)
+    ],
+    "gradient_norms": lambda quick: [
+        ("cnn", row) for row in ("none", "sn", "conv_sn", BSSN, "san")
+    ],
+    "scale": lambda quick: [
+        ("cnn", f"{name},scale={scale}")
+        for name in ("ssn", "bssn")
+        for scale in _scales(quick)
+    ],
+}
+RUNS["weight_variance"] = RUNS["gradient_norms"]
+
+
+def lipschitz_fit(settings, trained):
+    """SAN paper, Figure 2: fits of a function of slope 1 or -1 everywhere.
+
+    The layers are 1x1 convolutions over points, so that SAN's norm is that of
+    Lemma 1: for dense layers it would be SN's.
+    """
+    x = np.linspace(-4.0, 4.0, 161, dtype="float32")[None, :, None]
+    # It rises at both ends, which layers of norm 1 cannot (Example 1).
+    target = x + np.abs(x - 1.0) - np.abs(x + 1.0)
+    steps = 300 if settings.quick else 5000
+    fits = {}
+    for name in ("none", "sn", "san"):
+        keras.utils.set_random_seed(settings.seeds[0])
+        normalizer = None if name == "none" else name
+
+        def layer(filters, normalizer=normalizer):
+            return SANWrapper(keras.layers.Conv1D(filters, 1), normalizer)
+
+        model = keras.Sequential(
+            [keras.Input((161, 1)), layer(64), keras.layers.ReLU(), layer(1)]
+        )
+        model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=False)
+        model.fit(
+            x.repeat(50, 0), target.repeat(50, 0), 1, steps // 50, verbose=0
+        )
+        fits[name] = np.asarray(model.predict_on_batch(x))[0, :, 0]
+    rows = [
+        {"x": x[0, i, 0], "target": target[0, i, 0]}
+        | {name: fit[i] for name, fit in fits.items()}
+        for i in range(x.shape[1])
+    ]
+
+    def draw(figure):
+        axes = figure.subplots()
+        axes.plot(x[0, :, 0], target[0, :, 0], "k.", label="target")
+        for name, fit in fits.items():
+            error = np.sqrt(np.mean((fit - target[0, :, 0]) ** 2))
+            steepest = np.abs(np.diff(fit)).max() / (x[0, 1, 0] - x[0, 0, 0])
+            label = f"{name}: error {error:.2g}, steepest {steepest:.2g}"
+            axes.plot(x[0, :, 0], fit, label=label)
+        axes.legend()
+        axes.grid(alpha=0.3)
+
+    return rows, draw
+
+
+def singular_values(settings, trained):
+    """SAN paper, Figure 3: the operator norm, and Miyato's estimate of it."""
+    rows = []
+    for row in ("none", "sn"):
+        critic = load(trained["resnet", row, settings.seeds[0]]).critic
+        for found in layer_norms(critic):
+            rows.append(
+                {
+                    "critic": row,
+                    "layer": str(found["layer"]),
+                    "operator": found["operator"],
+                    "sn": found["sn"],
+                    "ratio": found["operator_over_sn"],
+                    "limit": found["operator_over_sn_limit"],
+                }
+            )
+
+    def draw(figure):
+        panels = figure.subplots(2, sharex=True, squeeze=False)[:, 0]
+        for axes, row in zip(panels, ("none", "sn")):
+            some = [r for r in rows if r["critic"] == row]
+            names = [r["layer"] for r in some]
+            axes.plot(names, [r["operator"] for r in some], "k-o", label="true")
+            axes.plot(names, [r["sn"] for r in some], "r-o", label="Miyato's")
+            for r in some:
+                axes.annotate(f"{r['ratio']:.1f}", (r["layer"], r["operator"]))
+            axes.set_title(f"ResNet critic trained with {row}")
+            axes.set_ylabel("top singular value")
+            axes.set_ylim(0)
+            axes.legend()
+        panels[-1].tick_params("x", rotation=90)
+
+    return rows, draw
+
+
+def exact_normalization(settings, trained):
+    """SAN paper, Figure 4: the exact operator norm, and Miyato's estimate."""
+    return curves(settings, trained, ["sn", "conv_sn"])
+
+
+def update_interval(settings, trained):
+    """SAN paper, Figure 6: norms that are measured ever more rarely."""
+    return curves(settings, trained, _interval_rows(settings.quick))
+
+
+def curves(settings, trained, names):
+    """The critic's loss and FID of runs over the steps."""
+    rows = []
+    for name in names:
+        for seed in settings.seeds:
+            log = log_of(trained["cnn", name, seed])
+            for entry in log:
+                values = {
+                    key: value
+                    for key, value in entry.items()
+                    if key in ("step", "critic_loss")
+                    or key.endswith(("fid", "judge_is"))
+                }
+                rows.append({"run": name, "seed": seed, **values})
+
+    def draw(figure):
+        keys = [k for k in ("critic_loss", *_metrics(rows))]
+        panels = figure.subplots(1, len(keys), squeeze=False)[0]
+        for axes, key in zip(panels, keys):
+            for name in names:
+                for seed in settings.seeds:
+                    some = [
+                        (r["step"], r[key])
+                        for r in rows
+                        if (r["run"], r["seed"]) == (name, seed) and key in r
+                    ]
+                    if some:
+                        axes.plot(*zip(*some), marker=".", label=name)
+            axes.set_title(key)
+            axes.set_xlabel("step")
+            axes.grid(alpha=0.3)
+        panels[0].legend(fontsize="small")
+
+    return rows, draw
+
+
+def sparsity(settings, trained):
+    """SAN paper, Figure 5: how large channels are, behind each activation."""
+    found = {}
+    for network in ("cnn", "resnet"):
+        run = trained[network, "none", settings.seeds[0]]
+        images = real_images(run, 128 if settings.quick else 2048)
+        found[network] = channel_sparsity(load(run).critic, images)
+    rows = [
+        {
+            "critic": network,
+            **{
+                name: row[name].item()
+                for name in row.dtype.names
+                if name != "histogram"
+            },
+            **{f"share_{i}": x for i, x in enumerate(row["histogram"])},
+        }
+        for network, records in found.items()
+        for row in records
+    ]
+
+    def draw(figure):
+        panels = figure.subplots(1, 2, squeeze=False)[0]
+        for axes, (network, records) in zip(panels, found.items()):
+            last = records[-1]
+            edges = np.linspace(0.0, 1.0, len(last["histogram"]) + 1)
+            axes.stairs(last["histogram"], edges, fill=True)
+            axes.set_title(
+                f"last layer of the {network}: {last['zero']:.0%} zero, "
+                f"{last['nearly_zero']:.0%} nearly,\nenergy of "
+                f"{last['effective']:.1f} of {last['channels']} channels",
+                fontsize=9,
+            )
+            axes.set_xlabel("norm of a channel over the largest")
+
+    return rows, draw
+
+
+def subset_gain(settings, trained):
+    """SAN paper, Eq. 9: the gain of a share of filters, and the best one."""
+    rng = np.random.default_rng(settings.seeds[0])
+    critic = load(trained["cnn", "none", settings.seeds[0]]).critic
+    trained_kernel = max(
+        (np.asarray(w) for w in critic.get_weights() if w.ndim == 4),
+        key=lambda kernel: kernel.shape[-2] * kernel.shape[-1],
+    )
+    kernels = {
+        "Gaussian": rng.normal(size=trained_kernel.shape),
+        "trained": trained_kernel,
+    }
+    draws = 100 if settings.quick else 2000
+    rows = []
+    for name, kernel in kernels.items():
+        transform = np.abs(np.fft.rfft2(kernel, (32, 32), axes=(0, 1)))
+        tops = transform.max(axis=(0, 1)).ravel()
+        for ratio in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0):
+            size = int(np.ceil(len(tops) * ratio))
+            found = np.array(
+                [
+                    tops[rng.permutation(len(tops))[:size]].max()
+                    for _ in range(draws)
+                ]
+            )
+            rows.append(
+                {
+                    "kernel": name,
+                    "shape": " x ".join(map(str, kernel.shape)),
+                    "ratio": ratio,
+                    "eq9": norms.subset_gain(len(tops), ratio),
+                    "measured": tops.max() / np.mean(found),
+                    "measured_std": np.std(tops.max() / found),
+                }
+            )
+
+    def draw(figure):
+        axes = figure.subplots()
+        for name in kernels:
+            some = [r for r in rows if r["kernel"] == name]
+            ratios = [r["ratio"] for r in some]
+            axes.errorbar(
+                ratios,
+                [r["measured"] for r in some],
+                [r["measured_std"] for r in some],
+                marker="o",
+                capsize=3,
+                label=f"best for {name} filters, {some[0]['shape']}",
+            )
+        axes.plot(ratios, [r["eq9"] for r in some], "k-", label="Eq. 9")
+        axes.set_xscale("log")
+        axes.set_xlabel("share of the filters")
+        axes.set_ylabel("gain")
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return rows, draw
+
+
+def gradient_norms(settings, trained):
+    """Lin et al.: gradients of the critic's kernels during training."""
+    return monitored(settings, trained, "gradient_norm", "gradient norm")
+
+
+def weight_variance(settings, trained):
+    """Lin et al.: the variance of the weights over LeCun's, during training."""
+    return monitored(
+        settings, trained, "variance_lecun", "variance over LeCun's"
+    )
+
+
+def monitored(settings, trained, field, title):
+    """What a `NormMonitor` has seen of each layer, the layers' range."""
+    names = [row for _, row in RUNS["gradient_norms"](settings.quick)]
+    rows = []
+    for name in names:
+        for seed in settings.seeds:
+            folder = trained["cnn", name, seed]["folder"]
+            for entry in read_rows(os.path.join(folder, "monitor.csv")):
+                values = {
+                    key.partition("/")[2]: float(value)
+                    for key, value in entry.items()
+                    if key.startswith(f"{field}/")
+                }
+                rows.append(
+                    {
+                        "run": name,
+                        "seed": seed,
+                        "step": int(entry["step"]),
+                        "mean": np.exp(np.mean(np.log([*values.values()]))),
+                        **values,
+                    }
+                )
+
+    def draw(figure):
+        axes = figure.subplots()
+        for name in names:
+            some = [
+                r
+                for r in rows
+                if (r["run"], r["seed"]) == (name, settings.seeds[0])
+            ]
+            steps = [r["step"] for r in some]
+            layers = [k for k in some[0] if k not in ("run", "seed", "step")]
+            (line,) = axes.plot(steps, [r["mean"] for r in some], label=name)
+            low, high = (
+                [end(r[k] for k in layers if k in r) for r in some]
+                for end in (min, max)
+            )
+            axes.fill_between(
+                steps, low, high, color=line.get_color(), alpha=0.12
+            )
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"{title}: geometric mean and range of the layers")
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return rows, draw
+
+
+def scale(settings, trained):
+    """Lin et al.: quality against the scale of SSN and BSSN."""
+    rows = []
+    for name in ("ssn", "bssn"):
+        for value in _scales(settings.quick):
+            for seed in settings.seeds:
+                log = log_of(trained["cnn", f"{name},scale={value}", seed])
+                last = [r for r in log if _metrics([r])][-1:]
+                for entry in last:
+                    rows.append(
+                        {
+                            "run": name,
+                            "scale": value,
+                            "seed": seed,
+                            "step": entry["step"],
+                            **{k: entry[k] for k in _metrics([entry])},
+                        }
+                    )
+
+    def draw(figure):
+        keys = _metrics(rows)
+        panels = figure.subplots(1, max(1, len(keys)), squeeze=False)[0]
+        for axes, key in zip(panels, keys):
+            for name in ("ssn", "bssn"):
+                some = [r for r in rows if r["run"] == name]
+                values = sorted({r["scale"] for r in some})
+                means = [
+                    np.mean([r[key] for r in some if r["scale"] == v])
+                    for v in values
+                ]
+                axes.plot(values, means, marker="o", label=name)
+            axes.set_xlabel("scale")
+            axes.set_title(key)
+            axes.grid(alpha=0.3)
+            axes.legend()
+
+    return rows, draw
+
+
+FIGURES = {
+    "lipschitz_fit": lipschitz_fit,
+    "singular_values": singular_values,
+    "exact_normalization": exact_normalization,
+    "channel_sparsity": sparsity,
+    "update_interval": update_interval,
+    "subset_gain": subset_gain,
+    "gradient_norms": gradient_norms,
+    "weight_variance": weight_variance,
+    "scale": scale,
+}
+
+
+def _metrics(rows):
+    """What an evaluation has left in rows, by name."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [n for n in names if n.endswith(("fid", "_is")) or n == "is"]
+
+
+def load(run):
+    """The GAN that a run has left."""
+    return keras.saving.load_model(os.path.join(run["folder"], "gan.keras"))
+
+
+def log_of(run):
+    """The rows of a run's log."""
+    return callbacks.read_log(os.path.join(run["folder"], "log.csv"))
+
+
+def real_images(run, count):
+    """Images that a run was trained on, in [-1, 1]."""
+    settings = run["settings"]
+    images = data.load(
+        settings.dataset, data_dir=settings.data_dir, resize=settings.resize
+    ).images
+    images = images[:: max(1, len(images) // count)][:count]
+    return images / np.float32(127.5) - np.float32(1.0)
+
+
+def save(draw, path):
+    """Draws on a new figure, and saves it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure)
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
