@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 def test_snippets(tmp_path, monkeypatch):
     """In the order of the page: each may use what came before."""
     monkeypatch.chdir(tmp_path)
-    assert len(PYTHON) == 9
+    assert len(PYTHON) == 10
     keras.utils.clear_session()  # As in the fresh process of a reader.
     namespace = {}
     for text in PYTHON:
@@ -52,7 +53,7 @@ def test_snippets(tmp_path, monkeypatch):
 def test_there_is_nothing_else():
     """`.ci/run` runs the test command; the examples are run below."""
     assert [line.split()[0] for line in SHELL] == (
-        ["python3"] * 2 + [".venv/bin/python"] * 14 + ["KERAS_BACKEND=jax"]
+        ["python3"] * 2 + [".venv/bin/python"] * 17 + ["KERAS_BACKEND=jax"]
     )
     for command in SHELL[:2]:
         assert command.startswith(
@@ -78,7 +79,7 @@ def test_example_commands(tmp_path):
             photographs / f"{i}.jpg"
         )
     commands = list(arguments())
-    assert len(commands) == 7
+    assert len(commands) == 8
     runs = str(tmp_path / "runs")
     for command in commands:
         if "--download" in command:
@@ -106,8 +107,10 @@ def test_example_commands(tmp_path):
     assert sorted(os.listdir(runs)) == [
         "digits-san",
         "mirrored",
+        "monitored",
         "photographs-san",
     ]
+    assert "monitor.png" in os.listdir(os.path.join(runs, "monitored"))
     files = os.listdir(os.path.join(runs, "digits-san"))
     assert {
         "samples.png",
@@ -118,10 +121,19 @@ def test_example_commands(tmp_path):
         "gan.keras",
     } <= set(files)
 
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    shutil.copy(
+        os.path.join(runs, "photographs-san", "gan.keras"),
+        tmp_path / "path" / "to" / "critic.keras",
+    )
+    photographs.rename(tmp_path / "path" / "to" / "photographs")
+    assert run_commands("keras_san.diagnostics", tmp_path, []) == 2
+    assert (tmp_path / "diagnosis" / "layers.png").exists()
 
-def run_commands(example, folder, short):
+
+def run_commands(module, folder, short):
     """Each as it stands, but for `short` arguments of the training."""
-    commands = [c for c in SHELL if f"-m examples.{example}" in c]
+    commands = [c for c in SHELL if f"-m {module}" in c]
     for command in commands:
         arguments = shlex.split(command)[1:]
         if "train" in arguments:
@@ -144,7 +156,7 @@ def test_super_resolution_commands(tmp_path):
     photograph = tmp_path / "path" / "to" / "photograph.jpg"
     Image.new("RGB", (30, 20), (200, 100, 50)).save(photograph)
     short = ["--pretraining-epochs", "1"]
-    assert run_commands("super_resolution", tmp_path, short) == 3
+    assert run_commands("examples.super_resolution", tmp_path, short) == 3
     assert (runs / "comparison.png").exists()
     assert (runs / "evaluation-photographs.csv").exists()
     with Image.open(tmp_path / "upscaled" / "photograph.jpg") as image:
@@ -162,7 +174,7 @@ def test_image_translation_commands(tmp_path):
                 image.save(folder / "scenes" / split / kind / f"{i}.png")
     Image.new("L", (50, 40), 11).save(folder / "labels.png")
     short = ["--width", "0.02", "--critic-width", "0.02"]
-    assert run_commands("image_translation", tmp_path, short) == 3
+    assert run_commands("examples.image_translation", tmp_path, short) == 3
     assert (tmp_path / "runs" / "scenes" / "samples.png").exists()
     with Image.open(tmp_path / "translated" / "labels.png") as image:
         assert image.size == (96, 96)
@@ -171,7 +183,7 @@ def test_image_translation_commands(tmp_path):
 def test_attribute_transfer_commands(tmp_path):
     (tmp_path / "path" / "to").mkdir(parents=True)
     Image.new("RGB", (20, 20)).save(tmp_path / "path" / "to" / "digit.png")
-    assert run_commands("attribute_transfer", tmp_path, []) == 2
+    assert run_commands("examples.attribute_transfer", tmp_path, []) == 2
     run = tmp_path / "runs" / "digits-stargan-san"
     assert (run / "samples.png").exists()
     with Image.open(tmp_path / "edited" / "digit.png") as image:
