@@ -99,7 +99,9 @@ def main(argv=None):
     if args.quick:
         # Short runs: most of their time is one core's.
         settings.jobs = max(args.jobs, os.cpu_count() or 1)
-        short = "--width 0.125 --epochs 2 --steps-per-epoch 50 --monitor 50"
+        short = (
+            "--epochs 2 --steps-per-epoch 50 --evaluate-every 50 --monitor 50"
+        )
         settings.rest = [*short.split(), *rest]
         settings.rest = [*table1.quick_arguments(output), *settings.rest]
     else:
