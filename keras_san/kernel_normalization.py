@@ -65,6 +65,7 @@ class KernelNormalization(keras.layers.Layer):
         self.seed_generator = None
         self.vectors = []
         self.divides = normalizer.form == "divide"
+        self.adapts = normalizer.adapts(geometry)
 
     def build(self):
         if not self.divides:
@@ -96,6 +97,15 @@ class KernelNormalization(keras.layers.Layer):
                 )
             )
         self.counter = self._add_state("counter", (), "zeros", "int32")
+        if self.adapts:
+            self.channels = self._add_state("channels", (), "zeros")
+            self.adaptive_gain = self._add_state(
+                "gain",
+                (),
+                keras.initializers.Constant(
+                    self.normalizer.gain_for(kernel_shape, self.geometry)
+                ),
+            )
         if draw(seed=0) is not None:
             self.seed_generator = keras.random.SeedGenerator()
 
@@ -113,11 +123,13 @@ class KernelNormalization(keras.layers.Layer):
     def _read_kernel(self):
         return _wide(self.get_kernel())
 
-    def call(self, training=False):
+    # Not first: what Keras does with the mask of a first tensor is up to the
+    # layer that owns the kernel.
+    def call(self, training=False, inputs=None):
         raw = self._read_kernel()
         kernel = ops.cast(raw, "float32")
         if training and not norms_held():
-            self._measure(ops.stop_gradient(kernel))
+            self._measure(ops.stop_gradient(kernel), inputs)
         norm = self.norm.value
         if training and self.normalizer.differentiable:
             # The value of the norm that was measured, with the gradient of
@@ -126,18 +138,27 @@ class KernelNormalization(keras.layers.Layer):
                 kernel, self.geometry, self.vectors
             )
             norm = norm + (linear - ops.stop_gradient(linear))
-        return self.normalizer.divide(raw, self.geometry, norm)
+        return self.normalizer.divide(raw, self.geometry, norm, self.gain())
 
-    def _measure(self, kernel):
-        state = [vectors.value for vectors in self.vectors]
+    def _measure(self, kernel, inputs):
+        variables = [self.norm, *self.vectors]
+        if self.adapts:
+            inputs = ops.stop_gradient(inputs)
+            variables += [self.channels, self.adaptive_gain]
+        before = [variable.value for variable in variables]
         sample = self.normalizer.draw(
             kernel.shape, self.geometry, self.seed_generator
         )
 
         def measured():
+            state = before[1 : 1 + len(self.vectors)]
             norm, new_state = self.normalizer.measure(
                 kernel, self.geometry, state, sample
             )
+            if self.adapts:
+                new_state += self.normalizer.adapt(
+                    kernel, self.geometry, norm, inputs, self.channels.value
+                )
             return [norm, *new_state]
 
         if self.normalizer.update_interval == 1:
@@ -147,12 +168,20 @@ class KernelNormalization(keras.layers.Layer):
                 self.counter.value + 1, self.normalizer.update_interval
             )
             self.counter.assign(count)
-            new = ops.cond(
-                ops.equal(count, 0), measured, lambda: [self.norm.value, *state]
-            )
+            new = ops.cond(ops.equal(count, 0), measured, lambda: before)
         self._require_finite(new[0])
-        for variable, value in zip([self.norm, *self.vectors], new):
+        for variable, value in zip(variables, new):
             variable.assign(value)
+
+    def gain(self):
+        """What the norm is multiplied by, as it is now.
+
+        A Python float, or a float32 scalar where the gain is measured. As the
+        norm it changes only where that is measured.
+        """
+        if self.adapts:
+            return self.adaptive_gain.value
+        return self.normalizer.gain_for(self.get_kernel().shape, self.geometry)
 
     def current(self):
         """The norm of the kernel as it is trained, times the gain."""
@@ -161,8 +190,7 @@ class KernelNormalization(keras.layers.Layer):
             norm = self.normalizer.norm(kernel, self.geometry)
         else:
             norm = self.norm.value
-        shape = self.get_kernel().shape
-        return norm * self.normalizer.gain_for(shape, self.geometry)
+        return norm * self.gain()
 
     def project(self, kernel):
         """The multiple of the kernel that has norm `scale / gain`."""

@@ -1,6 +1,7 @@
 """Layers that keep their kernel divided by its norm."""
 
 import contextlib
+import functools
 import inspect
 
 import keras
@@ -115,8 +116,8 @@ def _projected_initializer(layer, name, normalization):
         setattr(layer, attribute, initializer)
 
 
-def _call_divided(owner, layer, call, training):
-    """Runs `call()` while the layer's kernels read as the divided ones."""
+def _call_divided(owner, layer, call, inputs, training):
+    """Runs `call(inputs)` while the layer's kernels read as the divided."""
     # Not the trainability of the norms themselves: they are made when the
     # layer is built, and it may have been frozen before.
     training = bool(training) and owner.trainable and layer.trainable
@@ -128,16 +129,18 @@ def _call_divided(owner, layer, call, training):
                 f"Received: enable_lora() on layer {owner.name}"
             )
     divided = {
-        id(norm.get_kernel()): norm(training=training)
+        id(norm.get_kernel()): norm(
+            training=training, inputs=inputs if norm.adapts else None
+        )
         for norm in owner.kernel_norms
         if norm.divides
     }
     if not divided:
-        return call()
+        return call(inputs)
     mapping = [(v, divided.get(id(v), v.value)) for v in layer.variables]
     with keras.StatelessScope(mapping, collect_losses=True) as scope:
         before = [(v, scope.get_current_value(v)) for v in layer.variables]
-        outputs = call()
+        outputs = call(inputs)
     # What else the layer has assigned (a random state, say) is to last, and
     # what it has lost. New tensors, because Keras knows losses by identity
     # and would count those of a wrapped layer twice.
@@ -183,7 +186,9 @@ def _convolution(layer, name, input_shape):
     if name == "pointwise_kernel":
         # One tap has the same transform at every frequency of any image.
         ones = (1,) * spatial_rank
-        return normalizers.Convolution(ones, strides=ones, dilation_rate=ones)
+        return normalizers.Convolution(
+            ones, strides=ones, dilation_rate=ones, channels_axis=None
+        )
     transposed = isinstance(layer, TRANSPOSED)
     channels_first = layer.data_format == "channels_first"
     spatial = input_shape[2:] if channels_first else input_shape[1:-1]
@@ -198,6 +203,7 @@ def _convolution(layer, name, input_shape):
         groups=channels if depthwise else getattr(layer, "groups", 1),
         transposed=transposed,
         depthwise=depthwise,
+        channels_axis=1 if channels_first else -1,
     )
 
 
@@ -224,10 +230,8 @@ class _Normalized:
     def call(self, inputs, training=None):
         call = super().call
         if self.circular:
-            return _call_divided(
-                self, self, lambda: call_circular(self, call, inputs), training
-            )
-        return _call_divided(self, self, lambda: call(inputs), training)
+            call = functools.partial(call_circular, self, call)
+        return _call_divided(self, self, call, inputs, training)
 
     def compute_output_shape(self, input_shape):
         compute = super().compute_output_shape
@@ -431,13 +435,8 @@ class SANWrapper(keras.layers.Wrapper):
             return self.layer.call(inputs, **kwargs)
 
         if self.circular:
-            return _call_divided(
-                self,
-                self.layer,
-                lambda: call_circular(self.layer, call, inputs),
-                training,
-            )
-        return _call_divided(self, self.layer, lambda: call(inputs), training)
+            call = functools.partial(call_circular, self.layer, call)
+        return _call_divided(self, self.layer, call, inputs, training)
 
     def compute_output_shape(self, input_shape):
         compute = self.layer.compute_output_shape

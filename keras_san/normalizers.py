@@ -13,7 +13,10 @@ import keras
 from keras import ops
 
 from keras_san import norms
-from keras_san.checks import check_positive
+from keras_san.checks import check_count, check_positive
+
+# How much of an average over measurements stays at each of them.
+_MOMENTUM = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Convolution:
         groups: Int.
         transposed: Whether the kernel is laid out `(*kernel_size, out, in)`.
         depthwise: Whether it is laid out `(*kernel_size, in, multiplier)`.
+        channels_axis: The axis of the layer's inputs that holds the channels
+            that the kernel reads, or `None` if it reads something else (the
+            `pointwise_kernel` of a separable convolution does).
     """
 
     spatial_shape: tuple | None
@@ -58,6 +64,7 @@ class Convolution:
     groups: int = 1
     transposed: bool = False
     depthwise: bool = False
+    channels_axis: int | None = -1
 
     def standard(self, kernel):
         """The kernel of a plain or grouped convolution of equal norms."""
@@ -138,8 +145,12 @@ class Normalizer:
         return sum(tops) / len(tops)
 
     def gain_for(self, kernel_shape, geometry):
-        """A Python float that the measured norm is multiplied by."""
+        """A Python float that the measured norm is multiplied by, at least."""
         return 1.0
+
+    def adapts(self, geometry):
+        """Whether the gain is measured, by `adapt`."""
+        return False
 
     def start(self, kernel, geometry):
         """The state to measure from: converged vectors, one for a batch."""
@@ -167,9 +178,11 @@ class Normalizer:
             tops.append(ops.max(ops.einsum("br,brc,bc->b", v, matrices, u)))
         return sum(tops) / len(tops)
 
-    def divide(self, kernel, geometry, norm):
-        """The kernel over its norm, times `scale`; zero for a zero kernel."""
-        norm = norm * self.gain_for(kernel.shape, geometry)
+    def divide(self, kernel, geometry, norm, gain=None):
+        """The kernel over norm and gain, times `scale`; zero stays zero."""
+        if gain is None:
+            gain = self.gain_for(kernel.shape, geometry)
+        norm = norm * gain
         factor = self.scale / ops.where(norm == 0.0, 1.0, norm)
         return kernel * ops.cast(factor, kernel.dtype)
 
@@ -202,8 +215,9 @@ class SparsityAware(Normalizer):
         ratio: Float in (0, 1], the share of a convolution's filters that is
             looked at, drawn anew at each measurement. `form="project"` keeps
             no random state and measures all.
-        gain: Positive float that a convolution's norm is multiplied by, or
-            `"auto"` for Eq. 9, which makes up for `ratio` (1 if it is 1).
+        gain: Positive float that a convolution's norm is multiplied by;
+            `"auto"` for Eq. 9, which makes up for `ratio` (1 if it is 1); or
+            `"adaptive"` to measure it, see below.
         update_interval: Int >= 1, training steps from one measurement to the
             next.
         scale: Positive float that the normalized kernel is multiplied by.
@@ -212,9 +226,36 @@ class SparsityAware(Normalizer):
             ahead at first, and not always in the end. The default is what
             works with any optimizer, `ratio` and `update_interval`; with a
             Keras optimizer and neither of those, try `"project"`.
+        sparsity: Int >= 1, how many input channels a signal may have that
+            are not zero. 1 is Lemma 1; more is `norms.sparse_norm`, which
+            for wide layers takes a hundred times as long (a larger
+            `update_interval` makes up for that).
+
+    The adaptive gain is for layers whose inputs are less sparse than SAN
+    takes them to be (the paper's "Limitations" suggest a factor of their own
+    for them). With `n` input and `m` output channels, `||W||` the norm of
+    Lemma 1 and `k` as `norms.active_channels` measures it, signals of random
+    phases leave a layer with channels `A` times as large as the largest one
+    that they came with, in the root mean square, where
+
+        A = sqrt(k) ||W||_F / sqrt(m n),        gain = max(1, A / ||W||).
+
+    (For 1 read Eq. 9 if `ratio` is less.) So the kernel is divided by
+    `max(||W||, A)`: as by SAN, to rounding, where signals are sparse. `k`
+    is an average over the inputs of training calls that measure the norm,
+    the first such call's and from then on 99 % of the last average and 1 % of
+    the new; until the first it counts as 0, and the gain is 1. In a
+    `keras_san.GAN` those are what the layer gets of the real images. A loop
+    that calls a layer several times a step should use `hold_norms`, lest the
+    gain change in between. Inputs that are not finite are passed over.
+    Channels in groups are measured group by group; a depthwise kernel reads
+    one at a time, and has no gain, nor has the pointwise kernel of a separable
+    convolution, whose inputs are not the layer's, nor a dense layer.
 
     Raises:
-        ValueError: for a value outside of what is listed above.
+        ValueError: for a value outside of what is listed above, and for what
+            does not go together: `form="project"`, which keeps no state, with
+            `ratio < 1` or `gain="adaptive"`; `sparsity > 1` with either.
 
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
@@ -229,19 +270,40 @@ class SparsityAware(Normalizer):
         update_interval=1,
         scale=1.0,
         form="divide",
+        sparsity=1,
     ):
         super().__init__(scale, update_interval, form)
         norms.check_ratio(ratio)
-        if gain != "auto":
-            check_positive("gain", gain, ' (or "auto")')
+        check_count("sparsity", sparsity)
+        if gain not in ("auto", "adaptive"):
+            check_positive("gain", gain, ' (or "auto", or "adaptive")')
+        if form == "project" and gain == "adaptive":
+            raise ValueError(
+                'form="project" keeps no state, and so cannot average over '
+                'signals; use form="divide", or another gain. '
+                f"Received: gain={gain!r}"
+            )
         if form == "project" and ratio < 1.0:
             raise ValueError(
                 'form="project" keeps no random state to draw filters with; '
                 'use ratio=1.0, or form="divide". '
                 f"Received: ratio={ratio}"
             )
+        if sparsity > 1 and ratio < 1.0:
+            raise ValueError(
+                "The norm for signals of several channels looks at all "
+                "filters: its maximum is over sums of them. Use ratio=1.0, "
+                f"or sparsity=1. Received: sparsity={sparsity}, ratio={ratio}"
+            )
+        if sparsity > 1 and gain == "adaptive":
+            raise ValueError(
+                'gain="adaptive" measures how many channels are active, '
+                "`sparsity` presumes it: choose one. "
+                f"Received: sparsity={sparsity}, gain={gain!r}"
+            )
         self.ratio = ratio
         self.gain = gain
+        self.sparsity = int(sparsity)
 
     def convolution_matrices(self, kernel, geometry):
         return []
@@ -254,6 +316,16 @@ class SparsityAware(Normalizer):
     def norm(self, kernel, geometry, sample=None):
         if isinstance(geometry, Matrix):
             return super().norm(kernel, geometry)
+        if self.sparsity > 1:
+            kernel = geometry.standard(kernel)
+            if geometry.transposed:
+                kernel = ops.swapaxes(kernel, -1, -2)
+            return norms.sparse_norm(
+                kernel,
+                self.sparsity,
+                geometry.spatial_shape,
+                geometry.dilation_rate,
+            )
         return norms.sparsity_aware_norm(
             kernel,
             geometry.spatial_shape,
@@ -264,13 +336,54 @@ class SparsityAware(Normalizer):
     def gain_for(self, kernel_shape, geometry):
         if isinstance(geometry, Matrix):
             return 1.0
-        if self.gain == "auto":
+        if self.gain in ("auto", "adaptive"):
             num_filters = kernel_shape[-2] * kernel_shape[-1]
             return norms.subset_gain(num_filters, self.ratio)
         return self.gain
 
+    def adapts(self, geometry):
+        return (
+            self.gain == "adaptive"
+            and isinstance(geometry, Convolution)
+            and geometry.channels_axis is not None
+            and not geometry.depthwise
+        )
+
+    def adapt(self, kernel, geometry, norm, inputs, channels):
+        """The gain for the inputs that a layer gets.
+
+        Args:
+            kernel: float32 tensor.
+            geometry: A `Convolution`.
+            norm: float32 scalar, the kernel's norm.
+            inputs: Tensor, the layer's inputs.
+            channels: float32 scalar, the average of active channels so far,
+                zero if there is none.
+
+        Returns:
+            `(channels, gain)`: the new average, and float32 scalars both.
+        """
+        found = norms.active_channels(
+            inputs, geometry.groups, geometry.channels_axis
+        )
+        average = _MOMENTUM * channels + (1.0 - _MOMENTUM) * found
+        average = ops.where(channels == 0.0, found, average)
+        channels = ops.where(ops.isfinite(found), average, channels)
+        modulus = norms.rms_modulus(
+            kernel, geometry.spatial_shape, geometry.dilation_rate
+        )
+        gain = ops.sqrt(channels) * modulus / ops.where(norm == 0.0, 1.0, norm)
+        return channels, ops.maximum(
+            gain, self.gain_for(kernel.shape, geometry)
+        )
+
     def get_config(self):
-        return {"ratio": self.ratio, "gain": self.gain, **super().get_config()}
+        return {
+            "ratio": self.ratio,
+            "gain": self.gain,
+            **super().get_config(),
+            "sparsity": self.sparsity,
+        }
 
 
 @keras.saving.register_keras_serializable("keras_san")

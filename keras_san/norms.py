@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_san import spectra
+from keras_san.checks import check_count
 from keras_san.numerics import TINY, float32, largest, unit_scale
 
 # Elements of the blocks of which `conv_spectral_norm` forms a product at once.
@@ -125,6 +126,134 @@ def subset_gain(num_filters, ratio):
 
     subset = _subset_size(num_filters, ratio)
     return harmonic(num_filters) / harmonic(subset)
+
+
+def sparse_norm(kernel, sparsity, spatial_shape=None, dilation_rate=1):
+    """The largest gain from a few input channels to any one output channel.
+
+    Of all signals of norm 1 with no more than `sparsity` channels that are
+    not zero, the one of which some output channel has the largest norm: that
+    norm, under cyclic padding. With `N_k` for it, `w_ij` for the filter
+    from input channel `j` to output channel `i`, and `F` for the discrete
+    Fourier transform of filters zero-padded to the image,
+
+        N_k = max over i and f of sqrt(sum of the k largest |F{w_ij}(f)|^2),
+
+    where the sum is over `j`, at one frequency `f`. The stride is ignored,
+    as in `sparsity_aware_norm`, which is `N_1`. It never falls with `k`, is at
+    most `sqrt(k) N_1`, and, from as many as there are input channels on, is
+    the norm of the layer's strongest output channel: at most the operator
+    norm, and at least that over the square root of the output channels.
+
+    Eq. 6 limits each channel rather than the signal. With `k` channels, of
+    norm 1 each, it would ask for something between `max over i and f of the
+    sum of the k largest |F{w_ij}(f)|` and `sqrt(k) N_k`.
+
+    Proof. Let `x_j` be the channels, `k` of them or fewer. By Parseval
+    `||y_i||^2` is the mean over the frequencies of
+    `|sum_j F{w_ij}(f) F{x_j}(f)|^2`, at most `sum_j |F{w_ij}(f)|^2` times
+    `sum_j |F{x_j}(f)|^2` (Cauchy and Schwarz). The first factor is at most
+    `N_k^2`, the mean of the second is `||x||^2 = 1`. A wave of the best
+    frequency (a real one has that of `-f` as well, where the moduli are the
+    same) in the best `k` channels, with amplitudes and phases proportional to
+    the conjugates of `F{w_ij}(f)`, attains both.
+
+    Args:
+        kernel: Tensor of shape `(*kernel_size, in // groups, out)`. Of a
+            transposed convolution, swap the last two axes first. Without
+            spatial axes every filter is a single weight.
+        sparsity: Int >= 1, the channels that may be other than zero.
+        spatial_shape: Tuple of ints, the extents of the image that the layer
+            filters. `None` means every frequency, whatever the image: the
+            result is then at most 0.12 % per axis below the supremum.
+        dilation_rate: Int or tuple of ints.
+
+    Returns:
+        A float32 scalar. Zero for a zero kernel, NaN if the kernel holds a
+        NaN or an infinity. On GPUs see `sparsity_aware_norm` for TF32.
+
+    Raises:
+        ValueError: if `sparsity` is not an int >= 1, or the kernel has fewer
+            than two axes, or `spatial_shape` has another rank than it.
+
+    Reference:
+        [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
+        Eq. 6 and Lemma 1, which are the case of one channel.
+    """
+    check_count("sparsity", sparsity)
+    kernel = float32(kernel)
+    grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
+    channels = min(int(sparsity), kernel.shape[-2])
+    if channels == 1:
+        filters = ops.reshape(kernel, (taps.shape[0], -1))
+        return spectra.largest_modulus(filters, taps, grid)
+    filters = ops.reshape(kernel, (taps.shape[0], *kernel.shape[-2:]))
+    filters = ops.swapaxes(filters, -1, -2)
+    return spectra.largest_length(filters, taps, grid, channels)
+
+
+def rms_modulus(kernel, spatial_shape=None, dilation_rate=1):
+    """The root mean square of the moduli of which Lemma 1 takes the largest.
+
+    The mean is over all filters and all frequencies. By Parseval it is the
+    Frobenius norm of the kernel over the square root of the number of its
+    filters, once the taps of a kernel larger than the image, which wraps
+    around, are added up.
+
+    Args:
+        kernel: Tensor of shape `(*kernel_size, in, out)`.
+        spatial_shape: Tuple of ints, the extents of the image that the layer
+            filters, or `None`, if it is larger than the kernel.
+        dilation_rate: Int or tuple of ints.
+
+    Returns:
+        A float32 scalar. Zero for a zero kernel, NaN if the kernel holds a
+        NaN or an infinity.
+
+    Raises:
+        ValueError: if the kernel has fewer than two axes, or `spatial_shape`
+            has another rank than it.
+    """
+    kernel, scale = unit_scale(kernel)
+    grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
+    filters = ops.reshape(kernel, (taps.shape[0], -1))
+    place = np.zeros(len(taps), int)
+    for tap, extent in zip(taps.T, grid):
+        place = place * extent + tap % extent
+    places, place = np.unique(place, return_inverse=True)
+    if len(places) < len(taps):
+        filters = ops.segment_sum(filters, place.astype("int32"), len(places))
+    square = ops.sum(ops.square(filters)) / filters.shape[1]
+    return scale * ops.sqrt(square)
+
+
+def active_channels(inputs, groups=1, channels_axis=-1):
+    """By how many channels as large as its largest a signal has its energy.
+
+    That is the mean over the examples of `||x||^2 / max_j ||x_j||^2`, where
+    `x_j` is channel `j` of one example over space: 1 where all but one
+    channel are zero, the number of channels where all are alike.
+
+    Args:
+        inputs: Tensor with examples along its first axis.
+        groups: Int. If the channels are convolved in groups, each is a signal
+            by itself, and the mean is over them, too.
+        channels_axis: Int.
+
+    Returns:
+        A float32 scalar. Signals that are zero count as 1. NaN or infinity if
+        some input is, or has a square that is out of float32's range.
+    """
+    inputs = float32(inputs)
+    rank = len(inputs.shape)
+    space = [a for a in range(1, rank) if a != channels_axis % rank]
+    energy = ops.square(inputs)
+    if space:
+        energy = ops.sum(energy, axis=space)
+    energy = ops.reshape(energy, (-1, groups, energy.shape[-1] // groups))
+    total = ops.sum(energy, axis=-1)
+    channels = total / ops.maximum(ops.max(energy, axis=-1), TINY)
+    return ops.mean(ops.where(total <= TINY, 1.0, channels))
 
 
 def spectral_norm(kernel):

@@ -31,6 +31,11 @@ The bounds, each of which a test holds up to random filters:
     at most to `S (1 + cos(arccos(2 p / S - 1) - sum_a t_a (k_a - 1))) / 2`, or
     to `S` if that angle is negative.
 
+(e) Bound (c) holds just as well for a sum of P over several filters. Let `u`
+    be the unit vector along `(F_1, F_2, ...)` where the sum is largest. There
+    `|sum_j conj(u_j) F_j|^2`, of the same degree, is the sum, nowhere more.
+    And so it holds for the largest such sum over all choices of filters.
+
 With a dilation of `s` read `s (k - 1)` for `k - 1`.
 """
 
@@ -66,6 +71,12 @@ _EFFORTS = ((256, 16, 64), (2048, 64, 1024), (16384, 64, 1024))
 # An effort is spared if a scan would do no more than so many times its work.
 _WORTH = 4
 
+# Of the sums of `largest_length`, the points of the coarse grid along an axis,
+# at least, for each degree of F, and which share of the outputs are looked at
+# on the image's own grid before all are.
+_COARSE_PER_DEGREE = 5
+_OUTPUTS = 8
+
 # What rounding may add to a bound, relative to P.
 _SLACK = 2e-6
 
@@ -88,10 +99,8 @@ def largest_modulus(filters, taps, grid):
         A float32 scalar. Zero if all filters are zero, NaN if one holds a NaN
         or an infinity.
     """
-    # One tap along an axis has the same modulus at all of its frequencies.
-    axes = [axis for axis, t in enumerate(taps.T) if t.any() and grid[axis] > 1]
-    taps, grid = taps[:, axes], tuple(grid[axis] for axis in axes)
-    if not axes:
+    taps, grid = _without_idle_axes(taps, grid)
+    if not grid:
         return largest(ops.abs(ops.sum(filters, axis=0)))
     if filters.shape[1] * _num_frequencies(grid) <= _SMALL:
         return _scan(filters, taps, grid)
@@ -115,6 +124,75 @@ def largest_modulus(filters, taps, grid):
         )
 
     return search(efforts)
+
+
+def largest_length(filters, taps, grid, count):
+    """The most that the filters of one output make of `count` inputs.
+
+    That is the square root of the largest sum, over the outputs and the
+    frequencies, of the `count` largest P at that frequency.
+
+    Args:
+        filters: float32 tensor of shape `(taps, outputs, inputs)`.
+        taps: int array of shape `(taps, axes)`, where the taps lie.
+        grid: Tuple of ints, the extents of the image, one for each axis.
+        count: Int between 1 and `inputs`.
+
+    Returns:
+        A float32 scalar. Zero if all filters are zero, NaN if one holds a NaN
+        or an infinity.
+    """
+    _, outputs, inputs = filters.shape
+    filters, scale = unit_scale(filters)
+    taps, grid = _without_idle_axes(taps, grid)
+    if not grid:
+        power = ops.square(ops.sum(filters, axis=0))
+        return scale * ops.sqrt(ops.max(_top_sums(power, count)))
+
+    def sums(filters, steps):
+        """For each output, the largest sum at every so many frequencies."""
+
+        def of_chunk(power):
+            power = ops.reshape(power, (-1, filters.shape[1], inputs))
+            return ops.max(_top_sums(power, count), axis=0)
+
+        flat = ops.reshape(filters, (len(taps), -1))
+        zero = ops.zeros(filters.shape[1:2], "float32")
+        return _over_frequencies(flat, taps, grid, steps, of_chunk, zero)
+
+    every = (1,) * len(grid)
+
+    def scan():
+        return ops.max(sums(filters, every))
+
+    degrees = np.max(taps, axis=0)
+    steps = tuple(
+        max(1, n // int(_COARSE_PER_DEGREE * degree))
+        for n, degree in zip(grid, degrees)
+    )
+    if steps == every or outputs < _OUTPUTS:
+        return scale * ops.sqrt(scan())
+    # Bound (e): most outputs are ruled out by a few of their frequencies.
+    half = degrees * np.pi * steps / np.array(grid) / 2.0
+    half = np.where(np.array(steps) > 1, half, 0.0)
+    factor = float(1.0 / np.prod(np.cos(half) ** 2))
+    bounds, index = ops.top_k(sums(filters, steps), outputs // _OUTPUTS)
+    best = ops.max(sums(ops.take(filters, index, axis=1), every))
+    certified = factor * ops.min(bounds) <= best * (1.0 + _SLACK)
+    return scale * ops.sqrt(ops.cond(certified, lambda: best, scan))
+
+
+def _top_sums(power, count):
+    """The sum of the `count` largest entries along the last axis."""
+    if count < power.shape[-1]:
+        power, _ = ops.top_k(power, count)
+    return ops.sum(power, axis=-1)
+
+
+def _without_idle_axes(taps, grid):
+    """One tap along an axis has the same modulus at all of its frequencies."""
+    axes = [axis for axis, t in enumerate(taps.T) if t.any() and grid[axis] > 1]
+    return taps[:, axes], tuple(grid[axis] for axis in axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,37 +373,58 @@ def _refine(power, rho, bounds, best, tables, num_cells):
 def _scan(filters, taps, grid):
     """The largest modulus of all filters, at all frequencies, in chunks."""
     filters, scale = unit_scale(filters)
+    every = (1,) * len(grid)
+    zero = ops.zeros((), "float32")
+    power = _over_frequencies(filters, taps, grid, every, ops.max, zero)
+    return scale * ops.sqrt(power)
+
+
+def _over_frequencies(filters, taps, grid, steps, reduce, zero):
+    """The largest of what `reduce` makes of P, in chunks of frequencies.
+
+    Args:
+        filters: float32 tensor of shape `(taps, n)`.
+        taps: int array of shape `(taps, axes)`.
+        grid: Tuple of ints.
+        steps: Tuple of ints: every so many points of the grid along an axis.
+        reduce: Callable from P of a chunk, `(frequencies, n)`, to a tensor.
+        zero: What `reduce` makes of nothing.
+
+    Returns:
+        A tensor, the elementwise maximum over the chunks.
+    """
     # Filters are real: half of the frequencies along the last axis suffice.
-    extents = grid[:-1] + (grid[-1] // 2 + 1,)
-    num_frequencies = _num_frequencies(grid)
+    extents = [math.ceil(n / step) for n, step in zip(grid, steps)]
+    extents[-1] = math.ceil((grid[-1] // 2) / steps[-1]) + 1
+    num_frequencies = math.prod(extents)
     # Both the transforms and the phases are bounded.
     chunk = max(1, min(num_frequencies, _CHUNK // max(filters.shape)))
 
-    def power(first):
+    def reduced(first):
         # The last chunk may run over the end: it starts again from zero.
         index = ops.mod(
             first + ops.arange(chunk, dtype="int32"), num_frequencies
         )
         frequencies = []
-        for extent in reversed(extents):
-            frequencies.insert(0, ops.mod(index, extent))
+        for extent, step in zip(reversed(extents), reversed(steps)):
+            frequencies.insert(0, step * ops.mod(index, extent))
             index = ops.floor_divide(index, extent)
         cosine, sine = _traced_phases(frequencies, taps, grid)
         with _full_precision():
             real = ops.matmul(cosine, filters)
             imaginary = ops.matmul(sine, filters)
-        return ops.max(real * real + imaginary * imaginary)
+        return reduce(real * real + imaginary * imaginary)
 
     def step(number, best):
         # `best` is never negative; that a chunk depends on it keeps
         # TensorFlow from running ten of them at once.
-        first = number * chunk + ops.cast(best < 0.0, "int32")
-        return ops.maximum(best, power(first))
+        first = number * chunk + ops.cast(ops.any(best < 0.0), "int32")
+        return ops.maximum(best, reduced(first))
 
-    steps = math.ceil(num_frequencies / chunk)
-    zero = ops.zeros((), "float32")
-    best = power(0) if steps == 1 else ops.fori_loop(0, steps, step, zero)
-    return scale * ops.sqrt(best)
+    chunks = math.ceil(num_frequencies / chunk)
+    if chunks == 1:
+        return reduced(0)
+    return ops.fori_loop(0, chunks, step, zero)
 
 
 def _traced_phases(frequencies, taps, grid):

@@ -4,11 +4,14 @@ Each promise is a test that fails when the promise is broken. What is
 expected comes from NumPy in float64, or from the plain Keras layer.
 """
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 from helpers import (
     BACKEND,
+    circular_transform,
     kernel_gradient,
     matrix_norm,
     operator_norm,
@@ -93,9 +96,35 @@ LAYERS = {
 
 NORMALIZERS = {
     "san": normalizers.SparsityAware,
+    "san adaptive": functools.partial(
+        normalizers.SparsityAware, gain="adaptive"
+    ),
+    "san sparsity=4": functools.partial(normalizers.SparsityAware, sparsity=4),
     "sn": normalizers.Spectral,
     "bssn": normalizers.BidirectionalSpectral,
     "conv_sn": normalizers.ConvSpectral,
+}
+
+# SAN's settings change nothing but what they do to a convolution.
+SETTINGS = {
+    "san adaptive": {
+        "san_conv2d",
+        "san_conv2d_stride",
+        "san_conv2d_groups",
+        "san_dense",
+        "conv1d",
+        "conv2d_transpose",
+        "depthwise",
+        "separable",
+    },
+    "san sparsity=4": {
+        "san_conv2d",
+        "san_conv2d_dilated",
+        "san_conv2d_groups",
+        "conv3d",
+        "conv2d_transpose",
+        "depthwise",
+    },
 }
 
 # JAX compiles each operation anew for each new shape: there, the layers of
@@ -104,15 +133,43 @@ CASES = [
     (layer, normalizer)
     for layer in LAYERS
     for normalizer in NORMALIZERS
-    if BACKEND != "jax"
-    or layer.startswith("san")
-    or normalizer in ("san", "sn")
+    if layer in SETTINGS.get(normalizer, LAYERS)
+    and (
+        BACKEND != "jax"
+        or (normalizer in SETTINGS and layer == "san_conv2d_groups")
+        or (normalizer not in SETTINGS and layer.startswith("san"))
+        or normalizer in ("san", "sn")
+    )
 ]
+
+# The projected form keeps no state to adapt with.
+FORMS = {
+    name: ["divide"] if name == "san adaptive" else ["divide", "project"]
+    for name in NORMALIZERS
+}
 
 each_layer = pytest.mark.parametrize("layer_name", LAYERS)
 each_normalizer = pytest.mark.parametrize("normalizer_name", NORMALIZERS)
 each_case = pytest.mark.parametrize("layer_name, normalizer_name", CASES)
 each_form = pytest.mark.parametrize("form", ["divide", "project"])
+each_normalizer_and_form = pytest.mark.parametrize(
+    "normalizer_name, form", [(n, f) for n in FORMS for f in FORMS[n]]
+)
+each_case_and_form = pytest.mark.parametrize(
+    "layer_name, normalizer_name, form",
+    [(layer, n, form) for layer, n in CASES for form in FORMS[n]],
+)
+
+
+@keras.saving.register_keras_serializable("keras_san_tests")
+class AlmostOneTap(keras.initializers.Initializer):
+    """Spectra so flat that a few channels are enough for a gain above 1."""
+
+    def __call__(self, shape, dtype=None):
+        rng = np.random.default_rng(4)
+        value = 0.002 * rng.normal(size=shape)
+        value[(0,) * (len(shape) - 2)] += rng.choice([-0.1, 0.1], shape[-2:])
+        return ops.convert_to_tensor(value, dtype)
 
 
 def make(layer_name, normalizer_name, form="divide", seed=0, **kwargs):
@@ -122,6 +179,13 @@ def make(layer_name, normalizer_name, form="divide", seed=0, **kwargs):
         for k in ("scale", "gain", "ratio", "update_interval")
         if k in kwargs
     }
+    if normalizer_name == "san adaptive":
+        names = {
+            "depthwise": ["depthwise"],
+            "separable": ["depthwise", "pointwise"],
+        }
+        for name in names.get(layer_name, ["kernel"]):
+            kwargs[f"{name}_initializer"] = AlmostOneTap()
     constructor, shape = LAYERS[layer_name]
     keras.utils.set_random_seed(seed)
     layer = constructor(
@@ -178,8 +242,14 @@ def expected_norm(layer_name, normalizer_name, index, kernel):
         groups = kernel.shape[-2]
         kernel = kernel.reshape(*kernel.shape[:-2], 1, -1)
     swapped = np.swapaxes(kernel, -1, -2)
-    if normalizer_name == "san":
+    if normalizer_name in ("san", "san adaptive"):
         return sparsity_aware(kernel, grid, dilation_rate)
+    if normalizer_name == "san sparsity=4":
+        transposed = layer_name == "conv2d_transpose"
+        kernel = swapped if transposed else kernel
+        power = np.abs(circular_transform(kernel, grid, dilation_rate)) ** 2
+        power = np.sort(power, axis=-2)[..., -4:, :].sum(axis=-2)
+        return np.sqrt(power.max())
     if normalizer_name == "sn":
         transposed = layer_name == "conv2d_transpose"
         return matrix_norm(swapped if transposed else kernel)
@@ -188,8 +258,7 @@ def expected_norm(layer_name, normalizer_name, index, kernel):
     return operator_norm(kernel, grid, strides, dilation_rate, groups)
 
 
-@each_case
-@each_form
+@each_case_and_form
 def test_kernels_are_divided_by_their_norm(layer_name, normalizer_name, form):
     layer, inputs = make(layer_name, normalizer_name, form, scale=1.5)
     for index, (kernel, divided) in enumerate(
@@ -212,8 +281,7 @@ def test_kernels_are_divided_by_their_norm(layer_name, normalizer_name, form):
 # training step sees the same weights.
 
 
-@each_case
-@each_form
+@each_case_and_form
 def test_no_pass_overwrites_the_kernel(layer_name, normalizer_name, form):
     layer, inputs = make(layer_name, normalizer_name, form)
     before = [to_numpy(k) for k in kernels(layer)]
@@ -223,8 +291,7 @@ def test_no_pass_overwrites_the_kernel(layer_name, normalizer_name, form):
         np.testing.assert_array_equal(to_numpy(kernel), value)
 
 
-@each_case
-@each_form
+@each_case_and_form
 def test_held_passes_see_the_same_weights(layer_name, normalizer_name, form):
     layer, inputs = make(layer_name, normalizer_name, form)
     for kernel in kernels(layer):
@@ -251,6 +318,7 @@ def test_gradient(layer_name, normalizer_name):
         if (layer_name not in ("einsum_dense", "embedding"))
         else make(layer_name, normalizer_name, scale=1.5)
     )
+    layer(inputs, training=True)  # A gain that is measured, is from now on.
     plain = keras_san.strip(layer)
     shape = tuple(plain(inputs).shape)
     cotangent = np.random.default_rng(1).normal(size=shape)
@@ -263,7 +331,7 @@ def test_gradient(layer_name, normalizer_name):
         value, divided = to_numpy(kernel), to_numpy(target)
         factor = divided.flat[0] / value.flat[0]  # scale / norm
         scale = np.abs(factor * outer).max()
-        if normalizer_name == "san":
+        if normalizer_name.startswith("san"):
             np.testing.assert_allclose(
                 gradient, factor * outer, atol=1e-5 * scale
             )
@@ -342,12 +410,16 @@ def test_when_the_norm_is_measured(layer_name, normalizer_name):
     assert measured(training=True)
     if len(layer.kernel_norms) == 1 and layer_name != "embedding":
         # Kernel and norm have doubled both; only a bias could tell.
+        gain = to_numpy(layer.kernel_norms[0].gain())
         np.testing.assert_allclose(
-            to_numpy(layer(inputs)), start, rtol=1e-3, atol=1e-4
+            to_numpy(layer(inputs)) * gain, start, rtol=1e-3, atol=1e-4
         )
 
 
-@each_case
+@pytest.mark.parametrize(
+    "layer_name, normalizer_name",
+    [(layer, n) for layer, n in CASES if "project" in FORMS[n]],
+)
 def test_projection_follows_the_update(layer_name, normalizer_name):
     layer, inputs = make(layer_name, normalizer_name, "project", scale=0.5)
     optimizer = keras.optimizers.SGD(0.3)
@@ -387,11 +459,109 @@ def test_a_changing_kernel_is_followed(normalizer_name):
     np.testing.assert_array_equal(to_numpy(norm.norm), before)
 
 
+def expected_gain(layer_name, kernel, inputs):
+    """How many channels are active, and the adaptive gain, in float64."""
+    if layer_name in ("san_dense", "depthwise", "separable"):
+        return None, 1.0
+    groups = 2 if layer_name == "san_conv2d_groups" else 1
+    energy = np.square(np.float64(inputs))
+    energy = energy.sum(axis=tuple(range(1, inputs.ndim - 1)))
+    energy = energy.reshape(-1, inputs.shape[-1] // groups)
+    channels = np.mean(energy.sum(axis=1) / energy.max(axis=1))
+    norm = expected_norm(layer_name, "san", 0, kernel)
+    mean_square = np.sum(kernel**2) / np.prod(kernel.shape[-2:])
+    return channels, max(1.0, np.sqrt(channels * mean_square) / norm)
+
+
+@pytest.mark.parametrize(
+    "layer_name", [layer for layer, n in CASES if n == "san adaptive"]
+)
+def test_the_adaptive_gain(layer_name):
+    layer, inputs = make(layer_name, "san adaptive", update_interval=2)
+    before = divided_kernels(layer)
+
+    def check(channels, gain):
+        for index, norm in enumerate(layer.kernel_norms):
+            kernel = to_numpy(norm.get_kernel())
+            lemma_1 = expected_norm(layer_name, "san", index, kernel)
+            np.testing.assert_allclose(to_numpy(norm.gain()), gain, rtol=1e-5)
+            np.testing.assert_allclose(
+                to_numpy(norm.current()), gain * lemma_1, rtol=1e-5
+            )
+            np.testing.assert_allclose(
+                divided_kernels(layer)[index], before[index] / gain, rtol=1e-5
+            )
+            if channels is not None:
+                np.testing.assert_allclose(
+                    to_numpy(norm.channels), channels, rtol=1e-5
+                )
+
+    kernel = to_numpy(kernels(layer)[0])
+    channels, gain = expected_gain(layer_name, kernel, inputs)
+    start = None if channels is None else 0.0
+    check(start, 1.0)
+    layer(inputs)
+    with keras_san.hold_norms():
+        layer(inputs, training=True)
+        layer(inputs, training=True)
+    layer.trainable = False
+    layer(inputs, training=True)
+    layer(inputs, training=True)
+    layer.trainable = True
+    layer(inputs, training=True)  # The first of two.
+    check(start, 1.0)
+    layer(inputs, training=True)
+    check(channels, gain)
+    if channels is None:
+        return
+    assert gain > 1.15
+    # The outputs are those of the divided kernel, at once.
+    outputs = to_numpy(keras_san.strip(layer)(inputs))
+    with keras_san.hold_norms():
+        found = to_numpy(layer(inputs, training=True))
+    np.testing.assert_allclose(found, outputs, rtol=1e-5, atol=1e-6)
+    # Now signals of one channel each: 99 % of the average stays.
+    sparse = np.zeros_like(inputs)
+    sparse[..., 1] = inputs[..., 1]
+    layer(sparse, training=True)
+    check(channels, gain)
+    layer(sparse, training=True)
+    channels = 0.99 * channels + 0.01
+    check(channels, gain * np.sqrt(channels / (channels - 0.01) * 0.99))
+
+
+@pytest.mark.parametrize(
+    "layer_name", [layer for layer, n in CASES if n == "san adaptive"]
+)
+def test_sparse_signals_get_plain_san(layer_name):
+    layer, inputs = make(layer_name, "san adaptive")
+    if layer_name in ("san_conv2d_groups", "san_dense"):
+        inputs = inputs * 0  # Each group has a largest channel of its own.
+    inputs[..., 1:] = 0.0
+    plain = type(layer).from_config(
+        {
+            **layer.get_config(),
+            "normalizer": keras.saving.serialize_keras_object(
+                normalizers.SparsityAware()
+            ),
+        }
+    )
+    plain.build(inputs.shape)
+    for kernel, other in zip(kernels(layer), kernels(plain)):
+        other.assign(kernel)
+    for _ in range(3):
+        np.testing.assert_array_equal(
+            to_numpy(layer(inputs, training=True)),
+            to_numpy(plain(inputs, training=True)),
+        )
+    for norm in layer.kernel_norms:
+        assert float(to_numpy(norm.gain())) == 1.0
+
+
 # 4. State is weights: it survives files and checkpoints, bit for bit.
 
 
-@each_case
-@each_form
+@each_case_and_form
 def test_files_restore_everything(layer_name, normalizer_name, form, tmp_path):
     layer, inputs = make(layer_name, normalizer_name, form)
     model = keras.Sequential([keras.Input(inputs.shape[1:]), layer])
@@ -433,7 +603,12 @@ def test_state_is_float32_and_agrees_between_replicas(normalizer_name):
             assert weight.aggregation == "only_first_replica"
     names = {w.name for w in norm.weights}
     assert {"norm", "counter"} <= names
-    assert (normalizer_name == "san") == ("vectors_0" not in names)
+    assert normalizer_name.startswith("san") == ("vectors_0" not in names)
+    adaptive = normalizer_name == "san adaptive"
+    assert ({"channels", "gain"} <= names) == adaptive
+    assert len(names) == 2 + (2 if adaptive else "vectors_0" in names) + (
+        "vectors_1" in names
+    )
 
 
 def test_random_state_survives_files(tmp_path):
@@ -465,6 +640,7 @@ def test_random_state_survives_files(tmp_path):
         ("sn", "divide", "mixed_bfloat16"),
         ("bssn", "divide", "mixed_float16"),
         ("conv_sn", "project", "mixed_float16"),
+        ("san sparsity=4", "divide", "mixed_bfloat16"),
     ],
 )
 def test_mixed_precision(layer_name, normalizer_name, form, dtype):
@@ -503,8 +679,7 @@ def test_mixed_precision(layer_name, normalizer_name, form, dtype):
 @pytest.mark.skipif(
     BACKEND == "jax", reason="jax has no float64 by default; run elsewhere"
 )
-@each_form
-@each_normalizer
+@each_normalizer_and_form
 def test_double_precision_is_kept(normalizer_name, form):
     constructor, shape = LAYERS["san_conv2d"]
     layer = constructor(
@@ -620,8 +795,7 @@ def test_normalized_from_the_first_pass_when_built_late(form):
 # 7. Corner cases have a defined result or a clear error.
 
 
-@each_case
-@each_form
+@each_case_and_form
 def test_zero_kernel_gives_zero_and_recovers(layer_name, normalizer_name, form):
     layer, inputs = make(layer_name, normalizer_name, form)
     values = [to_numpy(k) for k in kernels(layer)]
@@ -644,8 +818,7 @@ def test_zero_kernel_gives_zero_and_recovers(layer_name, normalizer_name, form):
         np.testing.assert_allclose(to_numpy(norm.norm), expected, rtol=1e-3)
 
 
-@each_normalizer
-@each_form
+@each_normalizer_and_form
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_not_finite_kernels_stop_and_name_the_layer(normalizer_name, form, bad):
     layer, inputs = make("san_conv2d", normalizer_name, form, name="culprit")
@@ -687,11 +860,11 @@ def test_not_finite_kernels_stop_fit(form):
 
 @each_normalizer
 def test_a_single_filter(normalizer_name):
-    layer = SANConv2D(1, 3, normalizer=normalizer_name)
+    layer = SANConv2D(1, 3, normalizer=NORMALIZERS[normalizer_name]())
     layer.build((None, 5, 5, 1))
     norm = layer.kernel_norms[0].norm
     kernel = to_numpy(layer.kernel)
-    if normalizer_name in ("san", "conv_sn"):
+    if normalizer_name not in ("sn", "bssn"):
         expected = sparsity_aware(kernel, (5, 5), (1, 1))
     else:
         expected = np.linalg.norm(kernel)

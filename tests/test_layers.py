@@ -5,7 +5,11 @@ what single layers compute, refuse, keep in their configuration, and do inside
 of larger models.
 """
 
+import dataclasses
 import inspect
+import os
+import subprocess
+import sys
 import threading
 
 import helpers
@@ -389,7 +393,9 @@ def test_channels_first(name):
     last.build(moved)
     last.set_weights(layer.get_weights())
     for norm, other in zip(layer.kernel_norms, last.kernel_norms):
-        assert norm.geometry == other.geometry
+        channels_last = dataclasses.replace(norm.geometry, channels_axis=-1)
+        assert channels_last == other.geometry
+        assert norm.geometry.channels_axis == 1
     inputs = some_inputs(shape, 0)
     expected = np.moveaxis(to_numpy(last(np.moveaxis(inputs, 1, -1))), -1, 1)
     assert layer.compute_output_shape(shape) == expected.shape
@@ -874,6 +880,278 @@ def test_settings_reach_the_measurement(wrap):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+# The adaptive gain. What it is, and when it is measured, see test_contract.
+
+
+def adaptive(**settings):
+    return normalizers.SparsityAware(gain="adaptive", **settings)
+
+
+def test_dense_signals_leave_as_large_as_they_came():
+    # Of random phases, and far from sparse: the assumption behind the gain.
+    layer = SANConv2D(48, 3, use_bias=False, normalizer=adaptive())
+    inputs = some_inputs((8, 12, 12, 64), 0)
+    plain = SANConv2D(48, 3, use_bias=False)
+    plain.build(inputs.shape)
+    outputs = to_numpy(layer(inputs, training=True))
+
+    def channel_norms(x):
+        return np.sqrt(np.square(np.float64(x)).sum((1, 2)))
+
+    largest = channel_norms(inputs).max(axis=1)
+    ratio = np.sqrt(np.mean(np.square(channel_norms(outputs)), axis=1))
+    np.testing.assert_allclose(ratio / largest, 1.0, rtol=0.05)
+    (norm,) = layer.kernel_norms
+    assert 1.3 < float(to_numpy(norm.gain())) < 8.0
+    # SAN alone lets them grow by that factor.
+    for weight, other in zip(plain.trainable_weights, layer.trainable_weights):
+        weight.assign(other)
+    grown = to_numpy(plain(inputs, training=True))
+    gain = float(to_numpy(norm.gain()))
+    np.testing.assert_allclose(grown / gain, outputs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_channels_are_counted_in_full_precision(dtype):
+    inputs = (300.0 * some_inputs((2, 4, 6, 5), 0)).astype("float32")
+    low = ops.cast(inputs, dtype)
+    assert np.abs(inputs).max() > 256.0  # Squares overflow float16.
+    policy = "float32" if dtype == "float32" else f"mixed_{dtype}"
+    layer = SANConv2D(2, 3, normalizer=adaptive(), dtype=policy)
+    layer.build(inputs.shape)
+    (norm,) = layer.kernel_norms
+    norm(training=True, inputs=low)
+    exact = to_numpy(ops.cast(low, "float32"))
+    energy = np.square(exact).sum((1, 2))
+    expected = np.mean(energy.sum(1) / energy.max(1))
+    np.testing.assert_allclose(to_numpy(norm.channels), expected, rtol=1e-5)
+    assert norm.channels.dtype == "float32"
+    assert keras.utils.standardize_dtype(norm.gain().dtype) == "float32"
+
+
+def test_channels_are_counted_where_they_are():
+    inputs = some_inputs((2, 5, 4, 6), 0) * np.arange(1.0, 6.0).reshape(5, 1, 1)
+    for data_format, axis in (("channels_first", 1), ("channels_last", 3)):
+        layer = SANConv2D(2, 3, normalizer=adaptive(), data_format=data_format)
+        layer.build(inputs.shape)
+        (norm,) = layer.kernel_norms
+        # Not the layer: some CPUs lack convolutions for this layout.
+        norm(training=True, inputs=ops.convert_to_tensor(inputs, "float32"))
+        energy = np.moveaxis(np.square(inputs), axis, -1).sum((1, 2))
+        expected = np.mean(energy.sum(1) / energy.max(1))
+        np.testing.assert_allclose(to_numpy(norm.channels), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_bad_inputs_do_not_spoil_the_average(bad):
+    layer = SANConv2D(2, 3, normalizer=adaptive())
+    inputs = some_inputs((2, 5, 4, 40), 0)
+    layer.build(inputs.shape)
+    (norm,) = layer.kernel_norms
+    broken = inputs.copy()
+    broken[1, 2, 3, 4] = bad
+    layer(broken, training=True)
+    assert float(to_numpy(norm.channels)) == 0.0
+    assert float(to_numpy(norm.gain())) == 1.0
+    layer(inputs, training=True)
+    before = [to_numpy(weight) for weight in norm.weights]
+    assert before[-2] > 20.0
+    layer(broken, training=True)
+    for weight, value in zip(norm.weights, before):
+        np.testing.assert_array_equal(to_numpy(weight), value)
+
+
+def test_only_what_adapts_keeps_more_state():
+    def names(layer, shape):
+        layer.build(shape)
+        return [[w.name for w in norm.weights] for norm in layer.kernel_norms]
+
+    image = (None, 5, 4, 2)
+    plain, more = ["norm", "counter"], ["norm", "counter", "channels", "gain"]
+    assert names(SANConv2D(2, 3), image) == [plain]
+    assert names(SANConv2D(2, 3, normalizer=adaptive()), image) == [more]
+    sparse = normalizers.SparsityAware(sparsity=3)
+    assert names(SANConv2D(2, 3, normalizer=sparse), image) == [plain]
+    dense = ["norm", "vectors_0", "counter"]
+    assert names(SANDense(2, normalizer=adaptive()), (None, 3)) == [dense]
+    for inner, count in [
+        (layers.DepthwiseConv2D(3), 1),
+        (layers.SeparableConv2D(2, 3), 2),
+    ]:
+        found = names(SANWrapper(inner, adaptive()), image)
+        assert found == [plain] * count
+
+
+def test_masked_inputs():
+    """Keras would warn of a layer that is given, and does not pass, a mask."""
+    conv = layers.Conv1D(3, 3)
+    conv.supports_masking = True
+    embedded = layers.Embedding(5, 4, mask_zero=True)(
+        ops.convert_to_tensor([[1, 2, 0, 0], [3, 4, 1, 0]])
+    )
+    SANWrapper(conv, adaptive(), "circular")(embedded, training=True)
+
+
+def input_gradient(function, inputs):
+    """The gradient of the sum of the squares of `function(inputs)`."""
+
+    def objective(x):
+        return ops.sum(ops.square(function(x)))
+
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        inputs = tf.constant(inputs)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            value = objective(inputs)
+        return to_numpy(tape.gradient(value, inputs))
+    if BACKEND == "jax":
+        import jax
+
+        def stateless(x):
+            with keras.StatelessScope():
+                return objective(x)
+
+        return to_numpy(jax.grad(stateless)(inputs))
+    inputs = ops.convert_to_tensor(inputs)
+    inputs.requires_grad_()
+    objective(inputs).backward()
+    return to_numpy(inputs.grad)
+
+
+def test_no_gradient_flows_through_the_gain():
+    layer = SANConv2D(3, 3, normalizer=adaptive())
+    inputs = some_inputs((2, 5, 4, 40), 0)
+    layer(inputs, training=True)
+    assert float(to_numpy(layer.kernel_norms[0].gain())) > 1.2
+    # The average of equal numbers: the gain is the same as in this pass.
+    expected = input_gradient(keras_san.strip(layer), inputs)
+    found = input_gradient(lambda x: layer(x, training=True), inputs)
+    np.testing.assert_allclose(
+        found, expected, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="GANs train on TensorFlow and JAX"
+)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_a_gan_measures_its_real_images(dtype):
+    keras.utils.set_random_seed(0)
+    generator = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(8 * 8 * 3, activation="tanh"),
+            layers.Reshape((8, 8, 3)),
+        ]
+    )
+    critic = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            SANConv2D(32, 3, normalizer=adaptive(), dtype=dtype),
+            layers.LeakyReLU(0.8),
+            SANConv2D(4, 4, 2, normalizer=adaptive(), dtype=dtype),
+            layers.Flatten(),
+            SANDense(1, normalizer=adaptive()),
+        ]
+    )
+    gan = keras_san.GAN(generator, critic, latent_dim=5)
+    gan.compile(keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-3))
+    images = np.tanh(some_inputs((8, 8, 8, 3), 0) * [1.0, 0.5, 0.2])
+    images = images.astype("float32")
+    first, second = (critic.layers[i].kernel_norms[0] for i in (0, 2))
+    gan.fit(images, batch_size=8, verbose=0)
+    energy = np.square(images).sum((1, 2))
+    expected = np.mean(energy.sum(1) / energy.max(1))
+    np.testing.assert_allclose(to_numpy(first.channels), expected, rtol=0.01)
+    # Random features of noise: many channels.
+    assert 6.0 < float(to_numpy(second.channels)) <= 32.0
+    assert float(to_numpy(second.gain())) > 1.05
+    kernel = to_numpy(second.get_kernel())
+    a = np.sqrt(to_numpy(second.channels)) * np.linalg.norm(kernel)
+    np.testing.assert_allclose(
+        to_numpy(second.current()),
+        a / np.sqrt(32 * 4),
+        rtol=0.01,  # The kernel has been updated since.
+    )
+    found = keras_san.callbacks.kernel_norms(critic)
+    names = [layer.name for layer in critic.layers]
+    np.testing.assert_allclose(
+        found[f"norm/{names[2]}"], to_numpy(second.current()), rtol=1e-6
+    )
+    gan.fit(images, batch_size=8, epochs=3, verbose=0)
+    for norm in (first, second):
+        assert np.isfinite(to_numpy(norm.gain()))
+
+
+REPLICAS = """
+import sys
+import keras, numpy as np, tensorflow as tf
+from keras_san import SANConv2D, normalizers
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+)
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with mirrored.scope():
+    layer = SANConv2D(
+        2,
+        3,
+        normalizer=normalizers.SparsityAware(
+            gain="adaptive", update_interval=2
+        ),
+    )
+    layer.build((None, 6, 6, 40))
+
+images = np.random.default_rng(0).normal(size=(2, 1, 6, 6, 40))
+images[1] *= np.linspace(0.0, 1.0, 40)
+images = images.astype("float32")
+
+@tf.function
+def step():
+    def replica():
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return layer(tf.constant(images)[number], training=True)
+    mirrored.run(replica)
+
+for _ in range(2):
+    step()
+energy = np.square(images[0, 0]).sum((0, 1))
+(norm,) = layer.kernel_norms
+for variable, expected in [
+    (norm.channels, energy.sum() / energy.max()),
+    (norm.adaptive_gain, None),
+]:
+    copies = mirrored.experimental_local_results(variable.value)
+    assert len(copies) == 2
+    assert copies[0].numpy() == copies[1].numpy()
+    if expected is None:
+        assert copies[0].numpy() > 1.2
+    else:
+        np.testing.assert_allclose(copies[0].numpy(), expected, rtol=1e-5)
+print("all equal")
+"""
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="tf.distribute is TensorFlow's"
+)
+def test_replicas_go_on_with_the_gain_of_the_first():
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = filter(None, [package, os.environ.get("PYTHONPATH")])
+    result = subprocess.run(
+        [sys.executable, "-c", REPLICAS],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "all equal" in result.stdout
 
 
 # hold_norms.

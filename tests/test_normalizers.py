@@ -96,6 +96,7 @@ def test_defaults():
         "scale": 1.0,
         "update_interval": 1,
         "form": normalizers.SparsityAware().form,
+        "sparsity": 1,
     }
     for name in CLASSES:
         normalizer = normalizers.get(name)
@@ -157,6 +158,10 @@ SAN_SETTINGS = [
     {"gain": 1.3},
     {"gain": 2, "form": "project"},
     {"ratio": 0.5, "gain": 1.1, "scale": 0.1, "update_interval": 3},
+    {"gain": "adaptive"},
+    {"gain": "adaptive", "ratio": 0.5, "scale": 2.0},
+    {"sparsity": 4},
+    {"sparsity": 2, "gain": 1.3, "form": "project"},
 ]
 
 
@@ -183,6 +188,17 @@ def test_serialization_round_trip(cls, settings):
         assert copy is not normalizer
         assert copy.get_config() == config
     assert serialized["registered_name"] == f"keras_san>{cls.__name__}"
+
+
+def test_configs_from_before_there_was_a_sparsity():
+    serialized = keras.saving.serialize_keras_object(
+        normalizers.SparsityAware(gain=1.3)
+    )
+    del serialized["config"]["sparsity"]
+    found = normalizers.get(serialized)
+    assert (
+        found.get_config() == normalizers.SparsityAware(gain=1.3).get_config()
+    )
 
 
 def test_a_bad_setting_in_a_config_is_reported():
@@ -241,6 +257,11 @@ def test_bad_settings(cls, settings):
         {"gain": float("inf")},
         {"gain": "b"},
         {"gain": None},
+        {"sparsity": 0},
+        {"sparsity": -1},
+        {"sparsity": 2.0},
+        {"sparsity": "a"},
+        {"sparsity": None},
     ],
     ids=repr,
 )
@@ -262,6 +283,23 @@ def test_project_measures_all_and_always():
         assert "Received: update_interval=2" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "settings, quoted",
+    [
+        ({"gain": "adaptive", "form": "project"}, "gain='adaptive'"),
+        ({"sparsity": 2, "ratio": 0.5}, "sparsity=2, ratio=0.5"),
+        (
+            {"sparsity": 2, "gain": "adaptive"},
+            "sparsity=2, gain='adaptive'",
+        ),
+    ],
+)
+def test_settings_of_san_that_do_not_go_together(settings, quoted):
+    with pytest.raises(ValueError) as error:
+        normalizers.SparsityAware(**settings)
+    assert str(error.value).endswith(f"Received: {quoted}")
+
+
 # Eq. 9.
 
 
@@ -277,11 +315,21 @@ def test_gain_for():
     assert san().gain_for(shape, conv) == 1.0
     assert san(gain=1.3).gain_for(shape, conv) == 1.3
     assert san(ratio=0.25, gain=1.3).gain_for(shape, conv) == 1.3
+    # Where the gain is measured, this is the least that it can be.
+    assert san(gain="adaptive").gain_for(shape, conv) == 1.0
+    actual = san(gain="adaptive", ratio=0.25).gain_for(shape, conv)
+    assert actual == pytest.approx(expected)
     shape = (3, 3, 64, 64)
     actual = san(ratio=0.25).gain_for(shape, conv)
     assert actual == pytest.approx(1.185, abs=5e-4)
     # Dense layers have no filters to choose from.
-    for settings in [{}, {"ratio": 0.25}, {"gain": 1.3}]:
+    for settings in [
+        {},
+        {"ratio": 0.25},
+        {"gain": 1.3},
+        {"gain": "adaptive"},
+        {"sparsity": 3},
+    ]:
         assert san(**settings).gain_for((64, 32), DENSE) == 1.0
     for name in ["sn", "bsn", "bssn", "conv_sn"]:
         assert normalizers.get(name).gain_for(shape, conv) == 1.0
@@ -388,6 +436,170 @@ def test_norm_of_a_grouped_and_dilated_convolution():
     assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
 
 
+def sparse(kernel, sparsity, image, dilation=(1, 1)):
+    """Of a kernel `(height, width, in, out)`."""
+    spread = np.zeros((*image, *kernel.shape[2:]))
+    for a, b in np.ndindex(kernel.shape[:2]):
+        place = (a * dilation[0] % image[0], b * dilation[1] % image[1])
+        spread[place] += kernel[a, b]
+    power = np.abs(np.fft.fft2(spread, axes=(0, 1))) ** 2
+    return np.sqrt(np.sort(power, axis=2)[:, :, -sparsity:].sum(2).max())
+
+
+@pytest.mark.parametrize("sparsity", [1, 2, 3, 50])
+def test_norm_for_sparse_signals(sparsity):
+    normalizer = normalizers.SparsityAware(sparsity=sparsity)
+    swapped = KERNEL.swapaxes(2, 3)
+    for geometry, expected in [
+        (STRIDED, sparse(KERNEL, sparsity, IMAGE)),
+        (
+            convolution(IMAGE, dilation_rate=(2, 3)),
+            sparse(KERNEL, sparsity, IMAGE, (2, 3)),
+        ),
+        # Each of the outputs reads but the four channels of its group.
+        (convolution(IMAGE, groups=2), sparse(KERNEL, sparsity, IMAGE)),
+        (
+            convolution(IMAGE, strides=(2, 1), transposed=True),
+            sparse(swapped, sparsity, IMAGE),
+        ),
+        # Each of the outputs reads one channel.
+        (
+            convolution(IMAGE, groups=4, depthwise=True),
+            largest_dft_entry(KERNEL, IMAGE),
+        ),
+    ]:
+        norm = normalizer.norm(KERNEL, geometry)
+        assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
+        assert normalizer.start(KERNEL, geometry) == []
+        measured, state = normalizer.measure(KERNEL, geometry, [])
+        assert float(array(measured)) == float(array(norm))
+        assert state == []
+        assert normalizer.gain_for(KERNEL.shape, geometry) == 1.0
+    assert normalizer.draw(KERNEL.shape, STRIDED, 0) is None
+    dense = normalizer.norm(gaussian(7, 5), DENSE)
+    assert float(array(dense)) == pytest.approx(top(gaussian(7, 5)), rel=1e-5)
+    norm = float(array(normalizer.norm(KERNEL, convolution(None))))
+    supremum = sparse(KERNEL, sparsity, (512, 512))
+    assert 0.9975 * supremum <= norm <= supremum * (1 + 1e-5)
+
+
+def test_sparsity_one_is_lemma_1_to_the_bit():
+    expected = normalizers.SparsityAware().norm(KERNEL, STRIDED)
+    norm = normalizers.SparsityAware(sparsity=1).norm(KERNEL, STRIDED)
+    assert float(array(norm)) == float(array(expected))
+
+
+# The adaptive gain.
+
+
+def adapt(inputs, channels, kernel=KERNEL, geometry=None, **settings):
+    geometry = geometry or convolution(IMAGE)
+    normalizer = normalizers.SparsityAware(gain="adaptive", **settings)
+    norm = normalizer.norm(kernel, geometry)
+    found = normalizer.adapt(
+        tensor(kernel),
+        geometry,
+        norm,
+        tensor(inputs),
+        ops.convert_to_tensor(channels, "float32"),
+    )
+    assert [keras.backend.standardize_dtype(x.dtype) for x in found] == (
+        ["float32"] * 2
+    )
+    return [float(array(x)) for x in found], float(array(norm))
+
+
+def test_which_kernels_adapt():
+    adaptive = normalizers.SparsityAware(gain="adaptive")
+    assert adaptive.adapts(convolution(IMAGE))
+    assert adaptive.adapts(convolution(IMAGE, transposed=True))
+    assert adaptive.adapts(convolution(IMAGE, groups=2))
+    assert not adaptive.adapts(convolution(IMAGE, groups=4, depthwise=True))
+    assert not adaptive.adapts(convolution(IMAGE, channels_axis=None))
+    assert not adaptive.adapts(DENSE)
+    for name in CLASSES:
+        assert not normalizers.get(name).adapts(convolution(IMAGE))
+    assert not normalizers.SparsityAware(gain=2.0).adapts(convolution(IMAGE))
+
+
+def test_the_adaptive_gain_is_the_formula():
+    inputs = gaussian(5, *IMAGE, 4, seed=1) * [1.0, 0.5, 2.0, 3.0]
+    energy = np.square(inputs).sum((1, 2))
+    k = np.mean(energy.sum(1) / energy.max(1))
+    for factor in (1.0, 1e-3, 50.0):
+        # One large filter makes Lemma 1 large against the average.
+        kernel = KERNEL.copy()
+        kernel[..., 1, 2] *= factor
+        for geometry, wrapped in [
+            (convolution(IMAGE, strides=(2, 1)), kernel),
+            (convolution(None), kernel),
+            (convolution((1, 8)), kernel.sum(0)),
+        ]:
+            (channels, gain), norm = adapt(inputs, 0.0, kernel, geometry)
+            assert channels == pytest.approx(k, rel=1e-5)
+            frobenius = np.linalg.norm(wrapped.astype("float64"))
+            a = math.sqrt(k) * frobenius / math.sqrt(4 * 6)
+            assert gain == pytest.approx(max(1.0, a / norm), rel=1e-5)
+    # Of random kernels it is above 1 only if there are many channels.
+    kernel = gaussian(3, 3, 256, 2)
+    (channels, gain), norm = adapt(np.ones((1, *IMAGE, 256)), 0.0, kernel)
+    assert channels == pytest.approx(256.0)
+    a = 16.0 * np.linalg.norm(kernel) / math.sqrt(512)
+    assert gain == pytest.approx(a / norm, rel=1e-5)
+    assert gain > 2.0
+
+
+def test_the_adaptive_gain_of_sparse_signals_is_one():
+    inputs = np.zeros((2, *IMAGE, 4), "float32")
+    inputs[0, ..., 1] = 3.0
+    inputs[1, 2, 3, 0] = 1.0
+    for kernel in (KERNEL, gaussian(3, 3, 4, 6, seed=9)):
+        # Even for a kernel that wraps around, and cancels out.
+        for image in (IMAGE, (2, 2), (1, 1), None):
+            found, _ = adapt(inputs, 0.0, kernel, convolution(image))
+            assert found == [1.0, 1.0]
+    assert adapt(inputs * 0, 0.0)[0] == [1.0, 1.0]
+    assert adapt(inputs, 0.0, KERNEL * 0)[0] == [1.0, 1.0]
+
+
+def test_the_channels_are_averaged():
+    inputs = np.ones((2, *IMAGE, 4), "float32")
+    assert adapt(inputs, 0.0)[0][0] == pytest.approx(4.0)
+    assert adapt(inputs, 1.0)[0][0] == pytest.approx(1.03)
+    assert adapt(inputs, 2.0)[0][0] == pytest.approx(2.02)
+    # Inputs that are not finite are passed over, also at the first time.
+    inputs[1, 2, 3, 1] = np.nan
+    assert adapt(inputs, 2.0)[0][0] == 2.0
+    assert adapt(inputs, 0.0)[0] == [0.0, 1.0]
+
+
+def test_the_adaptive_gain_looks_at_each_group():
+    inputs = gaussian(3, *IMAGE, 8, seed=2) * np.arange(1.0, 9.0)
+    energy = np.square(inputs).sum((1, 2)).reshape(3, 2, 4)
+    k = np.mean(energy.sum(2) / energy.max(2))
+    geometry = convolution(IMAGE, groups=2)
+    (channels, _), _ = adapt(inputs, 0.0, KERNEL, geometry)
+    assert channels == pytest.approx(k, rel=1e-5)
+
+
+def test_the_adaptive_gain_knows_where_the_channels_are():
+    inputs = gaussian(3, *IMAGE, 4, seed=2) * np.arange(1.0, 5.0)
+    expected, _ = adapt(inputs, 0.0)
+    geometry = convolution(IMAGE, channels_axis=1)
+    found, _ = adapt(np.moveaxis(inputs, -1, 1), 0.0, KERNEL, geometry)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_adaptive_gain_is_at_least_that_of_the_share():
+    least = normalizers.SparsityAware(ratio=0.25).gain_for(
+        (3, 3, 4, 6), STRIDED
+    )
+    assert least > 1.0
+    inputs = np.zeros((1, *IMAGE, 4), "float32")
+    (_, gain), _ = adapt(inputs, 0.0, ratio=0.25)
+    assert gain == pytest.approx(least)
+
+
 def test_images_of_unknown_size():
     geometry = convolution(None)
     supremum = largest_dft_entry(KERNEL, (1024, 1024))
@@ -435,9 +647,12 @@ def test_nothing_is_drawn_where_nothing_is_left_out():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [*CLASSES, "sparsity=3"])
 def test_bad_numbers_are_never_hidden(name, bad):
-    normalizer = normalizers.get(name)
+    if name == "sparsity=3":
+        normalizer = normalizers.SparsityAware(sparsity=3)
+    else:
+        normalizer = normalizers.get(name)
     state = normalizer.start(KERNEL, STRIDED)
     broken = KERNEL.copy()
     broken[1, 1, 2, 3] = bad
@@ -479,6 +694,18 @@ def test_the_gain_divides_further():
     kernel = gaussian(7, 5)
     divided = normalizer.divide(tensor(kernel), DENSE, tensor(4.0))
     np.testing.assert_allclose(array(divided), kernel * 0.5, rtol=1e-6)
+
+
+def test_a_measured_gain_divides_instead():
+    for normalizer in [
+        normalizers.SparsityAware(gain="adaptive", scale=2.0),
+        normalizers.Spectral(scale=2.0),
+    ]:
+        for gain in (1.6, tensor(1.6)):
+            divided = normalizer.divide(
+                tensor(KERNEL), STRIDED, tensor(4.0), gain
+            )
+            np.testing.assert_allclose(array(divided), KERNEL / 3.2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", CLASSES)

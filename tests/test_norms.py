@@ -54,6 +54,24 @@ def filter_gains(kernel, spatial_shape, dilation_rate=1):
     return np.abs(image).max(axis=tuple(range(rank)))
 
 
+def powers(kernel, spatial_shape, dilation_rate=1):
+    """|DFT|^2 of each filter, wrapped around, `(*spatial_shape, in, out)`."""
+    kernel = np.asarray(kernel, np.float64)
+    rank = kernel.ndim - 2
+    dilation_rate = np.broadcast_to(dilation_rate, (rank,)).astype(int)
+    return np.square(
+        np.abs(helpers.circular_transform(kernel, spatial_shape, dilation_rate))
+    )
+
+
+def sparse_gain(kernel, sparsity, spatial_shape, dilation_rate=1):
+    """The root of the largest sum of `sparsity` powers, in float64."""
+    scale = max(float(np.abs(kernel).max()), 1e-30)
+    power = powers(kernel / scale, spatial_shape, dilation_rate)
+    power = np.sort(power, axis=-2)[..., -sparsity:, :]
+    return scale * math.sqrt(power.sum(axis=-2).max())
+
+
 def dense_operator(kernel, spatial_shape, strides=1, dilation_rate=1, groups=1):
     """A cyclic convolution as a matrix `(output pixels, input pixels)`."""
     kernel = np.asarray(kernel, np.float64)
@@ -227,6 +245,8 @@ def test_magnitudes_scale_every_norm(magnitude):
     for norm in [
         lambda k: norms.sparsity_aware_norm(k, (8, 6)),
         norms.sparsity_aware_norm,
+        lambda k: norms.sparse_norm(k, 2, (8, 6)),
+        lambda k: norms.rms_modulus(k, (8, 6)),
         norms.spectral_norm,
         norms.bidirectional_spectral_norm,
         lambda k: norms.conv_spectral_norm(k, (8, 6), 2),
@@ -242,6 +262,9 @@ def test_zero_kernel_has_norm_zero(rank):
     assert number(norms.sparsity_aware_norm(kernel, image)) == 0.0
     assert number(norms.sparsity_aware_norm(kernel)) == 0.0
     assert number(norms.sparsity_aware_norm(kernel, image, ratio=0.3)) == 0.0
+    assert number(norms.sparse_norm(kernel, 2, image)) == 0.0
+    assert number(norms.sparse_norm(kernel, 2)) == 0.0
+    assert number(norms.rms_modulus(kernel, image)) == 0.0
     assert number(norms.spectral_norm(kernel)) == 0.0
     assert number(norms.bidirectional_spectral_norm(kernel)) == 0.0
     assert number(norms.conv_spectral_norm(kernel, image)) == 0.0
@@ -462,6 +485,295 @@ def test_subset_gain_makes_up_for_the_subset_of_exponentials():
     whole, subset = draws.max(1).mean(), draws[:, :16].max(1).mean()
     gain = norms.subset_gain(64, 0.25)
     assert gain == approx(whole / subset, rel=0.01)
+
+
+# Signals of several channels.
+
+
+@property_test
+@hypothesis.given(kernels(channels=9), st.integers(1, 10), st.data())
+def test_sparse_norm_is_the_largest_sum(kernel, sparsity, data):
+    rank = kernel.ndim - 2
+    largest = {0: 0, 1: 40, 2: 24, 3: 7}[rank]
+    image = tuple(data.draw(st.integers(1, largest)) for _ in range(rank))
+    dilation = tuple(data.draw(st.integers(1, 3)) for _ in range(rank))
+    expected = sparse_gain(kernel, sparsity, image, dilation)
+    actual = norms.sparse_norm(kernel, sparsity, image, dilation)
+    close = tolerance(kernel)
+    close["abs"] *= math.sqrt(kernel.shape[-2])
+    assert number(actual) == approx(expected, **close)
+
+
+def supports(channels, sparsity):
+    return itertools.combinations(range(channels), min(channels, sparsity))
+
+
+@pytest.mark.parametrize(
+    "size, image, groups, dilation",
+    [
+        ((3,), (7,), 1, 1),
+        ((2, 3), (4, 3), 1, 1),
+        ((3, 2), (4, 5), 1, 2),
+        ((3, 3), (2, 2), 1, 1),
+        ((3,), (8,), 2, 1),
+        ((2, 2), (3, 4), 2, 1),
+    ],
+)
+@pytest.mark.parametrize("sparsity", [1, 2, 3, 5])
+def test_sparse_norm_follows_the_definition(
+    size, image, groups, dilation, sparsity
+):
+    # With the channels given, the supremum is the largest singular value of
+    # the rows of one output channel and the columns of those inputs.
+    kernel = make_kernel((*size, 3, 2 * groups), "normal", 1.0, seed=sparsity)
+    matrix = dense_operator(
+        kernel, image, dilation_rate=dilation, groups=groups
+    )
+    pixels, out = math.prod(image), 2 * groups
+    blocks = matrix.reshape(pixels, out, pixels, 3 * groups)
+    expected = max(
+        np.linalg.norm(blocks[:, i][..., list(support)].reshape(pixels, -1), 2)
+        for i in range(out)
+        for support in supports(3 * groups, sparsity)
+    )
+    actual = norms.sparse_norm(kernel, sparsity, image, dilation)
+    assert number(actual) == approx(expected)
+
+
+def channel_norms(y):
+    return np.sqrt(np.square(y).sum(axis=tuple(range(y.ndim - 1))))
+
+
+def test_no_sparse_signal_exceeds_the_sparse_norm_and_a_wave_attains_it():
+    rng = np.random.default_rng(0)
+    image, channels = (4, 6), 5
+    kernel = make_kernel((3, 2, channels, 3), "normal", 1.0, seed=1)
+    matrix = dense_operator(kernel, image)
+
+    def gain(x):
+        return channel_norms((matrix @ x.ravel()).reshape(*image, 3)).max()
+
+    transform = helpers.circular_transform(kernel, image, (1, 1))
+    for k in range(1, channels + 1):
+        norm = number(norms.sparse_norm(kernel, k, image))
+        for _ in range(300):
+            x = np.zeros((*image, channels))
+            chosen = rng.permutation(channels)[:k]
+            x[..., chosen] = rng.normal(size=(*image, k))
+            assert gain(x / np.linalg.norm(x)) <= norm * (1 + 1e-5)
+            # Eq. 6 with k channels of norm 1 each.
+            x[..., chosen] /= channel_norms(x)[chosen]
+            assert gain(x) <= math.sqrt(k) * norm * (1 + 1e-5)
+
+        power = np.sort(np.abs(transform) ** 2, axis=-2)[..., -k:, :].sum(-2)
+        *frequency, i = np.unravel_index(power.argmax(), power.shape)
+        best = transform[(*frequency, slice(None), i)]
+        y, x = np.indices(image)
+        turns = frequency[0] * y / image[0] + frequency[1] * x / image[1]
+        chosen = np.argsort(np.abs(best))[-k:]
+        # The layers of Keras correlate: the kernel acts turned around.
+        amplitudes = np.zeros(channels, complex)
+        amplitudes[chosen] = best[chosen]
+        wave = np.exp(2j * np.pi * turns)[..., None] * amplitudes
+        assert gain(wave.real / np.linalg.norm(wave.real)) == approx(norm)
+        # What the docstring says of Eq. 6: this much is attained.
+        moduli = np.sort(np.abs(transform), axis=-2)[..., -k:, :].sum(-2)
+        *frequency, i = np.unravel_index(moduli.argmax(), moduli.shape)
+        best = transform[(*frequency, slice(None), i)]
+        turns = frequency[0] * y / image[0] + frequency[1] * x / image[1]
+        chosen = np.argsort(np.abs(best))[-k:]
+        amplitudes = np.zeros(channels, complex)
+        amplitudes[chosen] = best[chosen] / np.abs(best[chosen])
+        wave = (np.exp(2j * np.pi * turns)[..., None] * amplitudes).real
+        wave[..., chosen] /= channel_norms(wave)[chosen]
+        assert gain(wave) >= moduli.max() * (1 - 1e-5)
+        assert moduli.max() <= math.sqrt(k) * norm * (1 + 1e-5)
+
+
+@property_test
+@hypothesis.given(kernels(ranks=(1, 2), largest=4, channels=3), st.data())
+def test_order_of_the_sparse_norms(kernel, data):
+    rank = kernel.ndim - 2
+    image = tuple(data.draw(st.integers(1, 6)) for _ in range(rank))
+    channels, out = kernel.shape[-2:]
+    first = norms.sparsity_aware_norm(kernel, image)
+    values = [
+        number(norms.sparse_norm(kernel, k, image))
+        for k in range(1, channels + 2)
+    ]
+    assert values[0] == number(first)
+    assert values[-1] == values[-2]
+    little = 2 * tolerance(kernel)["abs"] * channels
+    for k, (value, after) in enumerate(zip(values, values[1:]), start=1):
+        assert value <= after * (1 + 1e-5) + little
+        assert value <= math.sqrt(k) * values[0] * (1 + 1e-5) + little
+    scale = max(float(np.abs(kernel).max()), 1e-30)
+    matrix = scale * dense_operator(kernel / scale, image)
+    whole = np.linalg.norm(matrix, 2)
+    rows = matrix.reshape(math.prod(image), out, -1)
+    strongest = max(np.linalg.norm(rows[:, i], 2) for i in range(out))
+    assert values[-1] == approx(strongest, abs=little)
+    assert values[-1] <= whole * (1 + 1e-5) + little
+    assert whole <= math.sqrt(out) * values[-1] * (1 + 1e-5) + little
+
+
+@property_test
+@hypothesis.given(
+    kernels(ranks=(1, 2), channels=5), st.integers(2, 6), st.data()
+)
+def test_chunks_do_not_change_the_sparse_norm(kernel, sparsity, data):
+    rank = kernel.ndim - 2
+    largest = {1: 40, 2: 9}[rank]
+    image = tuple(data.draw(st.integers(1, largest)) for _ in range(rank))
+    filters = math.prod(kernel.shape[-2:])
+    frequencies = data.draw(st.integers(1, math.prod(image)))
+    expected = sparse_gain(kernel, sparsity, image)
+    with chunk_of(filters * frequencies):
+        actual = number(norms.sparse_norm(kernel, sparsity, image))
+    close = tolerance(kernel)
+    close["abs"] *= math.sqrt(kernel.shape[-2])
+    assert actual == approx(expected, **close)
+
+
+@pytest.mark.parametrize("out", [7, 40])
+@pytest.mark.parametrize("image", [(64,), (20, 33), (32, 32)])
+def test_sparse_norm_of_many_outputs(image, out):
+    for seed, kind in enumerate(["normal", "channels", "sparse"]):
+        shape = (*(3 - i for i in range(len(image))), 6, out)
+        kernel = make_kernel(shape, kind, 0.02, seed)
+        for sparsity in (2, 6) if BACKEND == "jax" else (2, 5, 6):
+            expected = sparse_gain(kernel, sparsity, image)
+            actual = number(norms.sparse_norm(kernel, sparsity, image))
+            assert actual == approx(expected)
+
+
+def test_an_output_that_the_coarse_grid_misjudges_is_found():
+    # Sixteen outputs whose largest sum lies on a point of the coarse grid,
+    # and one whose larger sum lies between two of them.
+    kernel = np.full((3, 2, 17), 0.99, "float32")
+    kernel[:, :, 11] = np.array([1.0, -1.0, 1.0])[:, None]
+    coarse = powers(kernel, (32,))[::3].sum(axis=1).max(axis=0)
+    assert coarse[11] < np.delete(coarse, 11).min()
+    actual = number(norms.sparse_norm(kernel, 2, (32,)))
+    assert actual == approx(3.0 * math.sqrt(2.0))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 4])
+def test_the_coarse_grid_bounds_the_image(degree):
+    # Bound (e), of sums of several filters.
+    rng = np.random.default_rng(degree)
+    n = 60
+    step = n // (spectra._COARSE_PER_DEGREE * degree)
+    factor = 1.0 / math.cos(degree * math.pi * step / n / 2) ** 2
+    closest = 0.0
+    for _ in range(300):
+        kernel = rng.normal(size=(degree + 1, 3, 1))
+        for k in (1, 2, 3):
+            power = np.sort(powers(kernel, (n,)), axis=1)[:, -k:].sum(axis=1)
+            ratio = power.max() / power[::step].max()
+            closest = max(closest, ratio)
+            assert ratio <= factor * (1 + 1e-9)
+    # It is no bound by chance: waves come near to it.
+    assert closest > 1.0 + 0.4 * (factor - 1.0)
+
+
+def test_sparse_norm_in_bounded_memory():
+    kernel = make_kernel((3, 3, 32, 64), "normal", 1.0, seed=0)
+    expected = sparse_gain(kernel, 3, (32, 32))
+    with chunk_of(5_000), recorded_sizes("matmul", "cos", "sin") as sizes:
+        actual = number(norms.sparse_norm(kernel, 3, (32, 32)))
+    assert actual == approx(expected)
+    assert 32 * 64 <= max(sizes) <= 5_000
+
+
+def test_sparse_norm_without_an_image():
+    for seed in range(2):
+        kernel = make_kernel((3, 2, 4, 9), "normal", 1.0, seed)
+        supremum = sparse_gain(kernel, 2, (512, 256))
+        actual = number(norms.sparse_norm(kernel, 2))
+        assert 0.9975 * supremum <= actual <= supremum * (1 + 1e-5)
+        assert actual == number(norms.sparse_norm(kernel, 2, dilation_rate=3))
+
+
+# What the adaptive gain is made of.
+
+
+@property_test
+@hypothesis.given(kernels(), st.data())
+def test_rms_modulus_is_that_of_the_transform(kernel, data):
+    rank = kernel.ndim - 2
+    image = tuple(data.draw(st.integers(1, 9)) for _ in range(rank))
+    dilation = tuple(data.draw(st.integers(1, 3)) for _ in range(rank))
+    scale = max(float(np.abs(kernel).max()), 1e-30)
+    expected = math.sqrt(powers(kernel / scale, image, dilation).mean())
+    actual = number(norms.rms_modulus(kernel, image, dilation))
+    assert actual / scale == approx(expected, **tolerance(kernel / scale))
+    largest = number(norms.sparsity_aware_norm(kernel, image, 1.0, dilation))
+    assert actual <= largest * (1 + 1e-5) + tolerance(kernel)["abs"]
+    # Where nothing wraps around, Parseval needs no transform.
+    frobenius = np.linalg.norm((kernel / scale).astype("float64"))
+    frobenius /= math.sqrt(math.prod(kernel.shape[-2:]))
+    assert number(norms.rms_modulus(kernel)) / scale == approx(frobenius)
+    roomy = tuple(d * k for d, k in zip(dilation, kernel.shape))
+    actual = number(norms.rms_modulus(kernel, roomy, dilation)) / scale
+    assert actual == approx(frobenius)
+
+
+def counted_channels(inputs, groups=1):
+    """Of channels last, one example and group after the other."""
+    found = []
+    for example in np.asarray(inputs, np.float64):
+        for part in np.split(example, groups, axis=-1):
+            energy = np.square(part).reshape(-1, part.shape[-1]).sum(axis=0)
+            whole = energy.sum()
+            found.append(whole / energy.max() if whole else 1.0)
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (4, 5, 6), (2, 3, 4, 6)])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_active_channels(shape, groups):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=shape) * rng.exponential(size=shape[-1])
+    inputs[0] = 0.0
+    inputs = inputs.astype("float32")
+    expected = counted_channels(inputs, groups)
+    assert 1.0 <= expected <= 6 / groups
+    actual = number(norms.active_channels(inputs, groups))
+    assert actual == approx(expected)
+    for axis in (1, 1 - len(shape)):
+        moved = np.moveaxis(inputs, -1, 1)
+        actual = number(norms.active_channels(moved, groups, axis))
+        assert actual == approx(expected)
+
+
+def test_active_channels_of_known_signals():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, 4, 5)).astype("float32")
+    one = np.zeros_like(x)
+    one[0, ..., 1] = x[0, ..., 1]
+    one[1, ..., 4] = x[1, ..., 4]
+    assert number(norms.active_channels(one)) == 1.0
+    assert number(norms.active_channels(one * 0)) == 1.0
+    assert number(norms.active_channels(np.ones_like(x))) == approx(5.0)
+    both = np.concatenate([one, np.ones_like(x)])
+    assert number(norms.active_channels(both)) == approx(3.0)
+    expected = counted_channels(x)
+    for factor in (1e-15, 1e15):
+        scaled = (x * factor).astype("float32")
+        assert number(norms.active_channels(scaled)) == approx(expected)
+    # Their squares are beyond float16.
+    low = ops.cast(x * 1000, "float16")
+    actual = number(norms.active_channels(low))
+    assert actual == approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+def test_active_channels_of_bad_signals_are_not_finite(bad):
+    for place in [(0, 0, 0), (1, 2, 3)]:
+        inputs = np.zeros((2, 3, 4), "float32")
+        inputs[place] = bad
+        assert not math.isfinite(number(norms.active_channels(inputs)))
 
 
 # Singular values.
@@ -719,11 +1031,14 @@ def test_bad_numbers_are_never_hidden(bad, shape):
         kernel.flat[entry] = bad
         assert math.isnan(number(norms.sparsity_aware_norm(kernel, image)))
         assert math.isnan(number(norms.sparsity_aware_norm(kernel)))
+        assert math.isnan(number(norms.sparse_norm(kernel, 2, image)))
+        assert math.isnan(number(norms.rms_modulus(kernel, image)))
         assert math.isnan(number(norms.spectral_norm(kernel)))
         assert math.isnan(number(norms.bidirectional_spectral_norm(kernel)))
         assert math.isnan(number(norms.conv_spectral_norm(kernel, image)))
         with chunk_of(8):
             assert math.isnan(number(norms.sparsity_aware_norm(kernel, image)))
+            assert math.isnan(number(norms.sparse_norm(kernel, 2, image)))
             assert math.isnan(number(norms.conv_spectral_norm(kernel, image)))
 
 
@@ -789,6 +1104,17 @@ def test_bad_ratio(ratio):
             lambda k: norms.sparsity_aware_norm(k, (4, 4), dilation_rate=(2,)),
             "dilation_rate=(2,)",
         ),
+        (lambda k: norms.sparse_norm(k, 2, (4,)), "spatial_shape=(4,)"),
+        (
+            lambda k: norms.sparse_norm(k, 2, (4, 4), dilation_rate=(2,)),
+            "dilation_rate=(2,)",
+        ),
+        (lambda k: norms.sparse_norm(k, 0), "sparsity=0"),
+        (lambda k: norms.sparse_norm(k, -1), "sparsity=-1"),
+        (lambda k: norms.sparse_norm(k, 2.0), "sparsity=2.0"),
+        (lambda k: norms.sparse_norm(k, "a"), "sparsity='a'"),
+        (lambda k: norms.sparse_norm(k, None), "sparsity=None"),
+        (lambda k: norms.rms_modulus(k, (4,)), "spatial_shape=(4,)"),
         (
             lambda k: norms.conv_spectral_norm(k, (4, 4), strides=(1, 2, 1)),
             "strides=(1, 2, 1)",
@@ -822,6 +1148,8 @@ def test_bad_arguments_are_quoted(call, quoted):
     [
         norms.sparsity_aware_norm,
         lambda kernel: norms.sparsity_aware_norm(kernel, ratio=0.5),
+        lambda kernel: norms.sparse_norm(kernel, 2),
+        norms.rms_modulus,
         norms.spectral_norm,
         norms.bidirectional_spectral_norm,
         lambda kernel: norms.conv_spectral_norm(kernel, ()),
@@ -852,12 +1180,18 @@ def test_compiled_norms_are_the_same_numbers():
     kernel = make_kernel((3, 3, 4, 6), "normal", 0.02, seed=0)
     matrix = with_singular_values([1.0, 1 - 1e-4, 0.3], 9, 5)
     u = np.array([[1.0, 0, 0, 0, 0]], "float32")
+    # Of so many outputs that a coarse grid comes first.
+    wide = make_kernel((2, 1, 5, 9), "normal", 1.0, seed=0)
 
     def everything(kernel, matrix, u):
         sigma, v, u = norms.power_iteration(matrix[None], u)
         return [
             norms.sparsity_aware_norm(kernel, (9, 8)),
             norms.sparsity_aware_norm(kernel),
+            norms.sparse_norm(kernel, 2, (9, 8)),
+            norms.sparse_norm(wide, 3, (11, 8)),
+            norms.rms_modulus(kernel, (2, 2)),
+            norms.active_channels(kernel),
             norms.spectral_norm(kernel),
             norms.spectral_norm(matrix),
             norms.bidirectional_spectral_norm(kernel),
@@ -897,6 +1231,9 @@ def test_compiled_norms_do_not_hide_bad_numbers(bad):
         return [
             norms.sparsity_aware_norm(kernel, (9, 8)),
             norms.sparsity_aware_norm(kernel),
+            norms.sparse_norm(kernel, 3, (9, 8)),
+            norms.rms_modulus(kernel),
+            norms.active_channels(kernel),
             norms.spectral_norm(kernel),
             norms.bidirectional_spectral_norm(kernel),
             norms.conv_spectral_norm(kernel, (4, 6), 2),
@@ -915,6 +1252,7 @@ def test_compiled_norms_do_not_hide_bad_numbers(bad):
     [
         norms.sparsity_aware_norm,
         lambda kernel: norms.sparsity_aware_norm(kernel, (5, 5), 0.5, seed=1),
+        lambda kernel: norms.sparse_norm(kernel, 2, (5, 5)),
         norms.spectral_norm,
         norms.bidirectional_spectral_norm,
         lambda kernel: norms.conv_spectral_norm(kernel, (4, 4), 2),
@@ -939,5 +1277,7 @@ def test_low_precision_kernels_are_measured_in_float32():
         expected = filter_gains(exact, (8, 8)).max()
         actual = number(norms.sparsity_aware_norm(low, (8, 8)))
         assert actual == approx(expected)
+        actual = number(norms.sparse_norm(low, 2, (8, 8)))
+        assert actual == approx(sparse_gain(exact, 2, (8, 8)))
         expected = np.linalg.norm(reshapes(exact)[0], 2)
         assert number(norms.spectral_norm(low)) == approx(expected, rel=1e-5)
