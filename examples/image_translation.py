@@ -43,6 +43,7 @@ _PAPER = {
     "perceptual": "vgg19",
     "generator_rate": 1e-4,
     "critic_rate": 4e-4,
+    "ema": 0.0,
     "batch_size": 32,
     "epochs": 200,
     "steps_per_epoch": 93,
@@ -55,6 +56,8 @@ _SMALL = {
     "ratio": None,
     "gain": None,
     "perceptual": "none",
+    "generator_rate": 5e-4,
+    "ema": 0.99,
     "batch_size": 4,
     "epochs": 8,
     "steps_per_epoch": 100,
@@ -178,7 +181,7 @@ def _add_training(parser):
     add("--beta-2", type=float, default=0.9, help="of Adam")
     command_line.add_decay(parser)
     add("--critic-steps", type=int, default=1, help="for one of the generator")
-    add("--ema", type=float, default=0.0, help="decay of the average generator")
+    add("--ema", type=float, help="decay of the average generator, 0: none")
     add(
         "--show",
         type=int,

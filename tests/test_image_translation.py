@@ -809,6 +809,7 @@ class TestSettings:
         assert args.name == "photographs-spade-san"
         assert (args.size, args.upsamplings) == ([96, 96], 5)
         assert args.perceptual == "none" and args.ratio is None
+        assert (args.generator_rate, args.ema) == (5e-4, 0.99)
         assert parse("--data", "a/b/", "--normalizer", "sn").name == (
             "b-spade-sn"
         )
@@ -819,7 +820,7 @@ class TestSettings:
         assert (args.normalizer, args.ratio, args.gain) == ("san", 0.25, 1.3)
         assert (args.size, args.upsamplings) == ([256, 512], 6)
         assert (args.generator_rate, args.critic_rate) == (1e-4, 4e-4)
-        assert (args.beta_1, args.beta_2) == (0.5, 0.9)
+        assert (args.beta_1, args.beta_2, args.ema) == (0.5, 0.9, 0.0)
         assert (args.width, args.critic_width) == (1.0, 1.0)
         assert (args.batch_size, args.critic_steps) == (32, 1)
         assert (args.epochs, args.decay_from) == (200, 0.5)
@@ -865,7 +866,8 @@ class TestSettings:
             assert (adam.beta_1, adam.beta_2) == (0.5, 0.9)
 
     def test_the_original_critic(self):
-        gan = self.make("--critic", "original", "--padding", "same")
+        settings = ["--padding", "same", "--ema", "0"]
+        gan = self.make("--critic", "original", *settings)
         assert len(self.instance_norms(gan)) == 2 * 3
         layer = gan.critic.get_layer("scale_1_conv_2")
         assert layer.normalizer.ratio == 1.0
