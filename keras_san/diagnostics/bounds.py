@@ -6,7 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san.diagnostics.kernels import find_kernels, layer_norms
+from keras_san.diagnostics.gradients import logits_of
+from keras_san.diagnostics.kernels import LINEAR, find_kernels, layer_norms
 from keras_san.diagnostics.recording import record
 
 # By how much the slope of an activation can exceed one, at most.
@@ -20,9 +21,8 @@ _SLOPES = {
     keras.activations.sigmoid: 0.25,
 }
 
-# Layers and operations, by name, that only move, leave out or add numbers.
+# Layers and operations, by name, that only move or leave out numbers.
 _NEUTRAL = {
-    "Add",
     "Concatenate",
     "Cropping2D",
     "Dropout",
@@ -34,7 +34,6 @@ _NEUTRAL = {
     "Reshape",
     "SpatialDropout2D",
     "Squeeze",
-    "Subtract",
     "ZeroPadding2D",
 }
 
@@ -51,7 +50,7 @@ def gradient_bounds(model, images, norms=None):
     positions a pixel is read, since they share the kernel.
 
     Args:
-        model: A built Keras model from images to one tensor of logits.
+        model: A built Keras model from images to what `mean_score` takes.
         images: Array `(n, height, width, channels)`, or a list of arrays
             where the model has several inputs.
         norms: What `layer_norms(model)` returned, with operator norms.
@@ -75,9 +74,12 @@ def gradient_bounds(model, images, norms=None):
     for kernel in find_kernels(model):
         kernels.setdefault(id(kernel.layer), []).append(kernel)
     outputs, calls = record(model, images)
-    (logits,) = keras.tree.flatten(outputs)
+    scales = logits_of(outputs)
     # Of the mean over the logits of one image.
-    behind = {id(logits): 1.0 / math.sqrt(math.prod(logits.shape[1:]))}
+    behind = {
+        id(x): 1.0 / len(scales) / math.sqrt(math.prod(x.shape[1:]))
+        for x in scales
+    }
     bounds = {}
     for call in reversed(calls):
         found = [behind[id(x)] for x in call.outputs if id(x) in behind]
@@ -87,7 +89,8 @@ def gradient_bounds(model, images, norms=None):
         slope = (
             _slope(getattr(own[0].holder, "activation", None)) if own else 1.0
         )
-        if len(own) == 1:
+        known = all(isinstance(kernel.holder, LINEAR) for kernel in own)
+        if len(own) == 1 and known:
             bounds.setdefault(own[0].name, 0.0)
             bounds[own[0].name] += (
                 found[0]
@@ -95,11 +98,11 @@ def gradient_bounds(model, images, norms=None):
                 * math.sqrt(own[0].sharing)
                 * _mean_norm(call.inputs[0])
             )
-        if own:
-            factor = slope * math.prod(operator[k.name] for k in own)
-        else:
-            factor = _factor(call)
         for x in call.inputs:
+            if own and known:
+                factor = slope * math.prod(operator[k.name] for k in own)
+            else:
+                factor = math.nan if own else _factor(call, x)
             behind[id(x)] = behind.get(id(x), 0.0) + found[0] * factor
     return np.array(
         [(name, bounds.get(name, math.nan)) for name in operator],
@@ -107,13 +110,15 @@ def gradient_bounds(model, images, norms=None):
     )
 
 
-def _factor(call):
-    """By how much a layer without a kernel lengthens a difference."""
+def _factor(call, x):
+    """By how much a layer without a kernel lengthens a difference in `x`."""
     layer = call.layer
     name = type(layer).__name__
-    x = call.inputs[0]
     if name in _NEUTRAL:
         return 1.0
+    if name in ("Add", "Subtract"):
+        # More than one where one number is added to several.
+        return math.sqrt(math.prod(call.outputs[0].shape) / math.prod(x.shape))
     if isinstance(layer, keras.layers.LeakyReLU):
         return max(1.0, abs(float(layer.negative_slope)))
     if isinstance(layer, keras.layers.Activation):
@@ -122,7 +127,10 @@ def _factor(call):
         shared = math.prod(
             math.ceil(p / s) for p, s in zip(layer.pool_size, layer.strides)
         )
-        size = math.prod(layer.pool_size) if name.startswith("Av") else 1
+        size = math.prod(layer.pool_size)
+        # Beside a border an average may be of a single pixel.
+        if name.startswith("Max") or _is_padded(layer, x):
+            size = 1
         return math.sqrt(shared / size)
     if name in ("Sum", "Mean", "GlobalAveragePooling2D"):
         reduced = math.prod(x.shape) / math.prod(call.outputs[0].shape)
@@ -130,8 +138,17 @@ def _factor(call):
     if isinstance(layer, keras.layers.BatchNormalization):
         scale = 1.0 if layer.gamma is None else ops.abs(layer.gamma.value)
         deviation = ops.sqrt(layer.moving_variance.value + layer.epsilon)
-        return float(ops.max(scale / deviation))
+        return float(ops.stop_gradient(ops.max(scale / deviation)))
     return math.nan
+
+
+def _is_padded(pooling, x):
+    first = pooling.data_format == "channels_first"
+    extents = x.shape[2:] if first else x.shape[1:-1]
+    fits = pooling.pool_size == pooling.strides and not any(
+        extent % size for extent, size in zip(extents, pooling.pool_size)
+    )
+    return pooling.padding == "same" and not fits
 
 
 def _slope(activation):

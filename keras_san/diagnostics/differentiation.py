@@ -32,9 +32,12 @@ def value_and_gradients(function, values):
     values = [v if v.requires_grad else v.requires_grad_() for v in values]
     with torch.enable_grad():
         value = function(values)
-        gradients = torch.autograd.grad(
-            value, values, create_graph=True, allow_unused=True
-        )
+        gradients = [None] * len(values)
+        # PyTorch refuses what depends on no entry at all.
+        if value.requires_grad:
+            gradients = torch.autograd.grad(
+                value, values, create_graph=True, allow_unused=True
+            )
     return value, [
         ops.zeros_like(v) if g is None else g for v, g in zip(values, gradients)
     ]

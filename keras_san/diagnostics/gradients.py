@@ -22,10 +22,15 @@ def mean_score(outputs):
             scale, each of them logits or a list that ends in logits, as
             `keras_san.PairedGAN` takes them.
     """
-    scales = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-    logits = [s[-1] if isinstance(s, (list, tuple)) else s for s in scales]
+    logits = logits_of(outputs)
     means = [ops.mean(ops.cast(x, "float32")) for x in logits]
     return sum(means) / len(means)
+
+
+def logits_of(outputs):
+    """The logits in what a critic puts out, a list with one tensor a scale."""
+    scales = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return [s[-1] if isinstance(s, (list, tuple)) else s for s in scales]
 
 
 WEIGHT_GRADIENTS = np.dtype(

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san import normalizers
+from keras_san import normalizers, norms
 from keras_san.kernel_normalization import KernelNormalization
 from keras_san.layers import (
     CONVOLUTIONS,
@@ -18,7 +18,7 @@ from keras_san.layers import (
     geometry_of,
 )
 
-_LINEAR = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
+LINEAR = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Kernel:
 
     Attributes:
         name: String, the layer's name, and behind a slash that of the kernel
-            where the layer has several.
+            where the layer has several; behind that `#2`, `#3` and so on
+            where layers of several models share a name.
         layer: The layer that is called, which normalizes the kernel or
             stands for it alone.
         holder: The layer that holds it, of which `layer` may be a wrapper.
@@ -59,22 +60,24 @@ class Kernel:
         return self.normalization is not None and self.normalization.divides
 
     def effective(self):
-        """The kernel that the layer runs with in inference, a tensor."""
+        """What the layer runs with in inference, a tensor without gradient."""
+        kernel = self.variable
         if self.divided:
-            return self.normalization(training=False)
-        return ops.convert_to_tensor(self.variable)
+            kernel = self.normalization(training=False)
+        return ops.stop_gradient(ops.convert_to_tensor(kernel))
 
     def intended_norm(self):
-        """The norm, by `normalizer`, that it should have; a float."""
-        gain = self.normalizer.gain_for(self.variable.shape, self.geometry)
-        return self.normalizer.scale / gain
+        """The norm that it is divided to, as measured; a float."""
+        gain = self.normalization.gain() if self.normalization else 1.0
+        return self.normalizer.scale / float(gain)
 
     @property
     def sharing(self):
         """By how many output positions a pixel of the input is read.
 
         The product over the axes of `ceil(kernel_size / stride)`; 1 of a
-        matrix.
+        matrix. Of a transposed convolution: from how many input positions a
+        pixel of the output is made.
         """
         if isinstance(self.geometry, normalizers.Matrix):
             return 1
@@ -111,7 +114,7 @@ def find_kernels(model):
             id(norm.get_kernel()): norm
             for norm in getattr(layer, "kernel_norms", [])
         }
-        if not (normalizations or spectral or isinstance(holder, _LINEAR)):
+        if not (normalizations or spectral or isinstance(holder, LINEAR)):
             continue
         # Keras' wrapper has the kernel as an attribute, too.
         if id(holder) in {id(wrapper) for wrapper in wrappers.values()}:
@@ -142,15 +145,18 @@ def find_kernels(model):
         )
     place = {id(weight): i for i, weight in enumerate(model.weights)}
     found.sort(key=lambda kernel: place[id(kernel.variable)])
-    names = [kernel.name for kernel in found]
-    return [
-        dataclasses.replace(
-            kernel, name=f"{kernel.name}/{kernel.variable.name}"
-        )
-        if names.count(kernel.name) > 1
-        else kernel
-        for kernel in found
-    ]
+    owners = [id(kernel.layer) for kernel in found]
+    seen = {}
+    named = []
+    for kernel in found:
+        name = kernel.name
+        if owners.count(id(kernel.layer)) > 1:
+            name = f"{name}/{kernel.variable.name}"
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            name = f"{name}#{seen[name]}"
+        named.append(dataclasses.replace(kernel, name=name))
+    return named
 
 
 def _geometry(layer, holder, attribute):
@@ -224,7 +230,8 @@ def layer_norms(model, operator=True, slope=0.0):
           under cyclic padding, with the stride, NaN where the size of the
           image is unknown or no multiple of the stride. Of a dense layer all
           are its top singular value.
-        - `operator_over_sn`, which is at least 1 and at most
+        - `operator_over_sn`, which is at least 1 (unless channels are
+          grouped, or a transposed convolution has a stride) and at most
           `operator_over_sn_limit`, the square root of by how many output
           positions a pixel is read; `operator_over_san`, which is at most
           `operator_over_san_limit`, the square root of the number of filters
@@ -232,7 +239,8 @@ def layer_norms(model, operator=True, slope=0.0):
         - `norm_over_intended`: the norm that the layer has, by its own
           normalizer, over the one that it is to have; how far it is from 1 is
           the error of the power iteration, or of a kernel that has moved
-          since its norm was measured. NaN without a normalizer.
+          since its norm was measured. Where only a share of the filters is
+          measured it is chance that it differs, too. NaN without a normalizer.
         - `variance_lecun`, `variance_xavier`, `variance_kaiming`: the mean
           square of the weights over what those initializers aim at: `1 /
           fan_in`, `2 / (fan_in + fan_out)` and `2 / ((1 + slope**2) *
@@ -246,11 +254,11 @@ def layer_norms(model, operator=True, slope=0.0):
     rows = []
     for kernel in find_kernels(model):
         weights, geometry = kernel.effective(), kernel.geometry
-        norms = {
+        found = {
             name: float(normalizer.norm(weights, geometry))
             for name, normalizer in _NORMS.items()
         }
-        norms["operator"] = _operator_norm(weights, geometry, operator)
+        found["operator"] = _operator_norm(weights, geometry, operator)
         fan_in, fan_out = _fans(kernel)
         square = float(ops.mean(ops.square(ops.cast(weights, "float32"))))
         filters = math.prod(kernel.variable.shape[-2:])
@@ -260,15 +268,15 @@ def layer_norms(model, operator=True, slope=0.0):
                 kernel.name,
                 " x ".join(map(str, kernel.variable.shape)),
                 type(kernel.normalizer).__name__ if kernel.normalizer else "",
-                norms["san"],
-                norms["sn"],
+                found["san"],
+                found["sn"],
                 # The mean that BSN is, twice, less the other one.
-                2.0 * norms["bsn"] - norms["sn"],
-                norms["bsn"],
-                norms["operator"],
-                _over(norms["operator"], norms["sn"]),
-                math.sqrt(kernel.sharing),
-                _over(norms["operator"], norms["san"]),
+                2.0 * found["bsn"] - found["sn"],
+                found["bsn"],
+                found["operator"],
+                _over(found["operator"], found["sn"]),
+                math.sqrt(_readers(kernel)),
+                _over(found["operator"], found["san"]),
                 1.0 if matrix else math.sqrt(filters),
                 _norm_over_intended(kernel, weights),
                 square * fan_in,
@@ -318,11 +326,24 @@ def _fans(kernel):
     return taps * rows, taps * columns // kernel.geometry.groups
 
 
+def _readers(kernel):
+    """By how many output positions a pixel of the input is read."""
+    if getattr(kernel.geometry, "transposed", False):
+        return math.prod(kernel.variable.shape[:-2])
+    return kernel.sharing
+
+
 def _norm_over_intended(kernel, weights):
     if kernel.normalizer is None:
         return math.nan
     norm = float(kernel.normalizer.norm(weights, kernel.geometry))
-    return norm / kernel.intended_norm()
+    intended = kernel.intended_norm()
+    if isinstance(kernel.geometry, normalizers.Convolution):
+        # This norm is of all filters, also where a share of them is measured.
+        filters = math.prod(kernel.variable.shape[-2:])
+        ratio = getattr(kernel.normalizer, "ratio", 1.0)
+        intended *= norms.subset_gain(filters, ratio)
+    return norm / intended
 
 
 def _over(a, b):

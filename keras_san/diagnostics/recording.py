@@ -36,7 +36,7 @@ def record(model, inputs):
 
     Returns:
         `(outputs, calls)`: what the model puts out, and a list of `Call` in
-        the order in which they were run.
+        the order in which they were run, without those that did nothing.
     """
     calls = []
 
@@ -47,7 +47,10 @@ def record(model, inputs):
                 [x for x in keras.tree.flatten(part) if keras.ops.is_tensor(x)]
                 for part in ((args, kwargs), outputs)
             ]
-            calls.append(Call(layer, *tensors))
+            # Not of what passes on a tensor as it is: who made it is told by
+            # its identity.
+            if not _holds(*tensors):
+                calls.append(Call(layer, *tensors))
             return outputs
 
         return recorded
@@ -60,6 +63,12 @@ def record(model, inputs):
         inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
         outputs = model(inputs, training=False)
     return outputs, calls
+
+
+def _holds(inputs, outputs):
+    """Whether all outputs are among the inputs."""
+    given = {id(x) for x in inputs}
+    return all(id(x) in given for x in outputs)
 
 
 def _recorded(model):

@@ -32,7 +32,9 @@ def rows_of(diagnosis):
         if norm["layer"] in bounds:
             bound = bounds[norm["layer"]]
             row["gradient_bound"] = bound
-            row["gradient_over_bound"] = row["gradient_norm"] / bound
+            row["gradient_over_bound"] = (
+                row["gradient_norm"] / bound if bound else math.nan
+            )
         rows.append(row)
     return rows
 
@@ -123,12 +125,15 @@ def draw(diagnosis, path):
     for ax, (title, fields) in zip(axes, panels):
         for field in fields:
             values = [row.get(field, math.nan) for row in rows]
-            if np.isfinite(values).any():
+            if any(0.0 < value < math.inf for value in values):
                 ax.plot(names, values, marker="o", label=field)
-        ax.set_yscale("log")
         ax.set_ylabel(title)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+        # Matplotlib warns of scales and legends of nothing.
+        if ax.lines:
+            ax.set_yscale("log")
+            place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+            ax.legend(fontsize="small", **place)
         if diagnosis.layer is not None:
             ax.axvline(diagnosis.layer, color="crimson", alpha=0.25, lw=8)
     axes[-1].tick_params("x", rotation=90)

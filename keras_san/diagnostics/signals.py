@@ -56,14 +56,16 @@ def channel_sparsity(model, images, bins=50, batch_size=64):
     kernels = {id(k.layer): k.holder for k in find_kernels(model)}
     norms = {}
     for _, calls in _recorded(model, images, batch_size):
-        for index, call in enumerate(calls):
-            if isinstance(call.layer, _ACTIVATIONS) or _is_active(
-                kernels.get(id(call.layer))
-            ):
-                key = index, call.layer.name
-                norms.setdefault(key, []).append(
-                    _channel_norms(call.outputs[0])
-                )
+        # Once where a convolution's own activation is a layer.
+        active = {
+            id(call.outputs[0]): call
+            for call in calls
+            if isinstance(call.layer, _ACTIVATIONS)
+            or _is_active(kernels.get(id(call.layer)))
+        }
+        for index, call in enumerate(active.values()):
+            key = index, call.layer.name
+            norms.setdefault(key, []).append(_channel_norms(call.outputs[0]))
     return np.array(
         [
             (name, values[0].shape[1], *_sparsity(np.concatenate(values), bins))
@@ -108,10 +110,10 @@ def signal_gains(model, images, norms=None, batch_size=64):
         batch_size: Int, how many images pass at once.
 
     Returns:
-        A NumPy array of records, one for each kernel (of a separable
-        convolution the second one, for both), in the order in which they are
-        run. With `x` what enters a layer for one image, and `W x` what its
-        kernel alone makes of it, without bias and activation:
+        A NumPy array of records, one for each kernel but those of embeddings
+        (of a separable convolution the second one, for both), in the order in
+        which they are run. With `x` what enters a layer for one image, and
+        `W x` what its kernel alone makes of it, without bias and activation:
 
         - `layer`: string; `channels`: int, of `x`; `effective`: of how many
           channels `x` consists, as of `channel_sparsity`;
@@ -139,9 +141,9 @@ def signal_gains(model, images, norms=None, batch_size=64):
     for _, calls in _recorded(model, images, batch_size):
         for index, call in enumerate(calls):
             kernel = kernels.get(id(call.layer))
-            if kernel is None:
-                continue
             x = call.inputs[0]
+            if kernel is None or not _is_float(x):
+                continue
             with _linear(kernel.holder):
                 y = call.layer(x, training=False)
             inner, outer = _channel_norms(x), _channel_norms(y)
@@ -166,10 +168,10 @@ def signal_gains(model, images, norms=None, batch_size=64):
                 np.mean(effective),
                 np.mean(gain),
                 np.max(gain),
-                *(np.mean(gain) / norm[n] for n in ("san", "sn", "operator")),
+                *(_over(gain, norm[n]) for n in ("san", "sn", "operator")),
                 np.mean(channel_gain),
                 np.max(channel_gain),
-                np.mean(channel_gain) / norm["san"],
+                _over(channel_gain, norm["san"]),
                 np.sqrt(np.mean(growth**2)),
             )
         )
@@ -184,6 +186,10 @@ def _recorded(model, images, batch_size):
         yield record(model, keras.tree.map_structure(lambda x: x[part], images))
 
 
+def _is_float(x):
+    return "float" in keras.utils.standardize_dtype(x.dtype)
+
+
 def _is_active(layer):
     """Whether a layer applies an activation of its own."""
     activation = getattr(layer, "activation", None)
@@ -193,31 +199,34 @@ def _is_active(layer):
 @contextlib.contextmanager
 def _linear(layer):
     """Inside of it a layer has neither bias nor activation."""
-    activation = getattr(layer, "activation", None)
     bias = getattr(layer, "bias", None)
     mapping = []
     if isinstance(bias, keras.Variable):
         mapping.append((bias, ops.zeros(bias.shape, bias.dtype)))
-    if activation is not None:
-        layer.activation = keras.activations.linear
+    # In the dictionary: PyTorch lets no function take the place of a layer.
+    attributes = vars(layer)
+    before = {k: attributes[k] for k in ["activation"] if k in attributes}
+    attributes["activation"] = keras.activations.linear
     try:
         with keras.StatelessScope(mapping):
             yield
     finally:
-        if activation is not None:
-            layer.activation = activation
+        del attributes["activation"]
+        attributes.update(before)
 
 
 def _channel_norms(x):
     """The norms over all pixels: `(batch, channels)`, float64."""
-    x = ops.cast(x, "float32")
+    x = ops.stop_gradient(ops.cast(x, "float32"))
     first = keras.config.image_data_format() == "channels_first"
     channels = 1 if first else len(x.shape) - 1
     axes = [a for a in range(1, len(x.shape)) if a != channels]
     largest = ops.maximum(ops.max(ops.abs(x)), 1e-30)
     squares = ops.sum(ops.square(x / largest), axis=axes)
     norms = np.sqrt(np.asarray(ops.convert_to_numpy(squares), "float64"))
-    return norms * float(largest)
+    # Of what is infinite the rest may be zero.
+    with np.errstate(invalid="ignore"):
+        return norms * float(largest)
 
 
 def _total(norms):
@@ -232,6 +241,10 @@ def _size(x, norms):
 def _ratio(a, b):
     """`a / b`, 0 where nothing enters."""
     return np.divide(a, b, out=np.zeros_like(a), where=b > 0)
+
+
+def _over(gains, norm):
+    return np.mean(gains) / norm if norm else math.nan
 
 
 def _effective(norms):

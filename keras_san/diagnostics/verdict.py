@@ -5,6 +5,7 @@ import math
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_san.diagnostics.bounds import GRADIENT_BOUNDS, gradient_bounds
 from keras_san.diagnostics.gradients import (
@@ -101,8 +102,8 @@ def diagnose(model, images, score=mean_score, operator=False):
         A `Diagnosis`.
 
     Raises:
-        ValueError: if there are fewer than two images, or the model has no
-            kernel.
+        ValueError: if there are fewer than two images, they hold NaN or
+            infinity, or the model has no kernel.
     """
     first = keras.tree.flatten(images)[0]
     if len(first) < 2:
@@ -110,16 +111,21 @@ def diagnose(model, images, score=mean_score, operator=False):
             "A diagnosis needs at least two images, and better a hundred. "
             f"Received: {len(first)}"
         )
+    if not _is_finite(first):
+        raise ValueError(
+            "Images must be finite. Received: images with NaN or infinity"
+        )
     norms = layer_norms(model, operator=operator)
     gains = signal_gains(model, images, norms)
     few = _part(images, 64)
     gradients = weight_gradients(model, few, score)
     bounds = np.zeros(0, GRADIENT_BOUNDS)
-    if operator and score is mean_score and len(model.outputs) == 1:
+    if operator and score is mean_score:
         bounds = gradient_bounds(model, few, norms)
     slope = float(np.mean(input_gradients(model, images, score)))
     slope *= _distance(first)
-    verdict, layer, reason = _judge(norms, gains, slope)
+    broken = _first_not_finite(model, few)
+    verdict, layer, reason = _judge(norms, gains, slope, broken)
     inert = inert_norms(model, _part(images, 2))
     warnings = [
         f"The norm of {name} does nothing: what follows cancels any factor. "
@@ -128,7 +134,8 @@ def diagnose(model, images, score=mean_score, operator=False):
     ]
     warnings += [
         f"The norm of {row['layer']} is {row['norm_over_intended']:.2f} times "
-        "what it should be: its kernel has moved since it was measured."
+        "what it should be: its kernel has moved since it was measured, or "
+        "was not measured exactly."
         for row in norms
         if abs(row["norm_over_intended"] - 1.0) > _INEXACT
     ]
@@ -186,15 +193,36 @@ def _normalizes_activations(layer):
     )
 
 
-def _judge(norms, gains, slope):
+def _first_not_finite(model, images):
+    """The name of the first layer that puts out NaN or infinity, or `None`."""
+    names = {id(kernel.layer): kernel.name for kernel in find_kernels(model)}
+    _, calls = record(model, images)
+    for call in calls:
+        if not all(_is_finite(x) for x in call.outputs):
+            return names.get(id(call.layer), call.layer.name)
+    return None
+
+
+def _is_finite(x):
+    return bool(ops.all(ops.isfinite(ops.convert_to_tensor(x))))
+
+
+def _judge(norms, gains, slope, broken):
     """The verdict, the layer and the reason."""
-    growth = {row["layer"]: row["growth"] for row in gains}
+    for row in norms:
+        if not np.isfinite(row["sn"]):
+            name = str(row["layer"])
+            return "exploding", name, f"the kernel of {name} is not finite"
+    if broken is not None:
+        return "exploding", broken, f"what {broken} puts out is not finite"
+    growth = {str(row["layer"]): row["growth"] for row in gains}
     suspects = [_suspect(row, growth.get(row["layer"])) for row in norms]
     factor, layer, reason = max(suspects, key=lambda s: abs(math.log(s[0])))
     if factor > _BAND or factor < 1.0 / _BAND:
         return "exploding" if factor > 1.0 else "vanishing", layer, reason
     change = f"the score changes by {slope:.3g} from one image to another"
-    if slope > _STEEP:
+    # Also where it is not a number.
+    if not slope <= _STEEP:
         layer = max(growth, key=growth.get)
         return "exploding", layer, f"{change}; {_growth(growth, layer)}"
     if slope < _FLAT:
@@ -213,8 +241,6 @@ def _growth(growth, layer):
 def _suspect(row, growth):
     """By what factor a layer is off, its name, and the figure."""
     name = str(row["layer"])
-    if not np.isfinite(row["sn"]):
-        return math.inf, name, f"the kernel of {name} is not finite"
     if row["normalizer"]:
         factor = row["norm_over_intended"]
         reason = (

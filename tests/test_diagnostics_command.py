@@ -1,0 +1,539 @@
+"""Verdicts on broken critics, reports of them, and the command line."""
+
+import csv
+import functools
+import math
+
+import helpers
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_san
+from keras_san import SANConv2D, SANDense, normalizers
+from keras_san.diagnostics import (
+    channel_sparsity,
+    diagnose,
+    inert_norms,
+    report,
+)
+from keras_san.diagnostics.__main__ import load_images, main
+from keras_san.diagnostics.kernels import find_kernels
+from keras_san.networks import sngan
+
+pytestmark = helpers.ignore_torch_copies
+
+
+def images_of(*shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(-1.0, 1.0, shape).astype("float32")
+
+
+IMAGES = images_of(2, 32, 32, 3)
+
+
+# Verdicts.
+
+NORMALIZERS = {
+    "san": "san",
+    "sn": "sn",
+    "bssn": normalizers.BidirectionalSpectral(scale=1.4),
+    "none": None,
+}
+NETWORKS = {"cnn": sngan.critic, "resnet": sngan.resnet_critic}
+PLAIN = ["cnn_none", "resnet_none"]
+NORMALIZED = ["cnn_san", "cnn_sn", "cnn_bssn", "resnet_san", "keras"]
+
+
+@functools.cache
+def critic_of(name):
+    """A critic, its kernels, and what they are at the start."""
+    keras.utils.set_random_seed(3)
+    if name == "keras":
+        critic = keras_critic()
+    else:
+        network, normalizer = name.split("_")
+        critic = NETWORKS[network](
+            32, width=1 / 16, normalizer=NORMALIZERS[normalizer]
+        )
+    kernels = find_kernels(critic)
+    values = [helpers.to_numpy(k.variable).astype("float32") for k in kernels]
+    return critic, kernels, values
+
+
+def keras_critic():
+    spectral = layers.SpectralNormalization
+    critic = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            spectral(layers.Conv2D(4, 3, padding="same"), name="first"),
+            layers.LeakyReLU(0.1),
+            spectral(layers.Conv2D(8, 4, 2, padding="same"), name="second"),
+            layers.LeakyReLU(0.1),
+            layers.Flatten(),
+            spectral(layers.Dense(1), name="third"),
+        ]
+    )
+    # Each call is one power iteration, from a random start.
+    for _ in range(8):
+        critic(IMAGES, training=True)
+    return critic
+
+
+def diagnose_broken(name, factor, broken):
+    """The diagnosis of a critic some kernels of which were multiplied."""
+    critic, kernels, values = critic_of(name)
+    try:
+        for i in broken:
+            kernels[i].variable.assign(values[i] * np.float32(factor))
+        return diagnose(critic, IMAGES), {kernels[i].name for i in broken}
+    finally:
+        for i in broken:
+            kernels[i].variable.assign(values[i])
+
+
+@pytest.mark.parametrize("name", NORMALIZED + PLAIN)
+def test_untouched_critics_are_healthy(name):
+    found = diagnose(critic_of(name)[0], IMAGES)
+    assert found.verdict == "healthy", found.reason
+    assert found.layer is None
+    assert found.inert == []
+    assert found.warnings == []
+
+
+# Twenty breakages of each kind. A name may come twice, with another layer.
+BREAKAGES = [(seed, (NORMALIZED + PLAIN)[seed % 7]) for seed in range(20)]
+
+
+@pytest.mark.parametrize("seed, name", BREAKAGES)
+def test_a_layer_times_three_explodes(seed, name):
+    count = len(critic_of(name)[1])
+    rng = np.random.default_rng(seed)
+    # Of a plain critic all layers: see below.
+    broken = range(count) if name in PLAIN else [rng.integers(count)]
+    found, names = diagnose_broken(name, 3.0, broken)
+    assert found.verdict == "exploding", found.reason
+    assert found.layer in names
+    assert found.layer in found.reason
+    if name not in PLAIN:
+        assert [found.layer in text for text in found.warnings] == [True]
+
+
+@pytest.mark.xfail(
+    reason="a start by Xavier's rule, times three, may be one by Kaiming's "
+    "times 1.6, and what a layer makes of signals varies by chance"
+)
+@pytest.mark.parametrize("name", PLAIN)
+def test_any_layer_of_a_plain_critic_times_three_explodes(name):
+    for broken in (-1, 1):
+        found, names = diagnose_broken(name, 3.0, [broken])
+        assert (found.verdict, {found.layer}) == ("exploding", names)
+
+
+@pytest.mark.parametrize("seed, name", BREAKAGES)
+def test_a_layer_times_a_third_vanishes(seed, name):
+    count = len(critic_of(name)[1])
+    rng = np.random.default_rng(seed)
+    # He's start of a first layer, times 0.3, is one by Xavier's rule.
+    least = 1 if name == "cnn_none" else 0
+    broken = [rng.integers(least, count)]
+    if name in PLAIN and seed % 2:
+        broken = range(least, count)
+    found, names = diagnose_broken(name, 0.3, broken)
+    assert found.verdict == "vanishing", found.reason
+    assert found.layer in names
+    assert found.layer in found.reason
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_norms_that_do_nothing(seed):
+    rng = np.random.default_rng(seed)
+    names = ["first", "second", "third"]
+    inert = names[rng.integers(3)]
+    normalizer = ["san", "sn", "bsn"][rng.integers(3)]
+    form = ["divide", "project"][rng.integers(2)]
+    settings = normalizers.get(normalizer).get_config() | {"form": form}
+    settings = type(normalizers.get(normalizer))(**settings)
+    between = [[], [layers.Dropout(0.5)], [layers.Identity()]]
+    parts = [keras.Input((8, 8, 3))]
+    for name in names:
+        parts.append(SANConv2D(4, 3, normalizer=settings, name=name))
+        if name == inert:
+            parts += between[rng.integers(3)]
+            parts.append(
+                [
+                    layers.BatchNormalization(),
+                    layers.GroupNormalization(-1),
+                    layers.LayerNormalization(),
+                ][rng.integers(3)]
+            )
+        parts.append(layers.LeakyReLU(0.1))
+    parts += [layers.Flatten(), SANDense(1, name="dense")]
+    keras.utils.set_random_seed(seed)
+    critic = keras.Sequential(parts)
+    images = images_of(3, 8, 8, 3, seed=seed)
+    assert inert_norms(critic, images) == [inert]
+    if seed >= 5:
+        return
+    found = diagnose(critic, images)
+    assert found.inert == [inert]
+    assert [inert in text for text in found.warnings] == [True]
+    assert found.verdict == "healthy", found.reason
+
+
+def test_norms_that_do_something():
+    critic = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            SANConv2D(4, 3),
+            layers.LeakyReLU(0.1),
+            layers.BatchNormalization(),
+            SANConv2D(4, 3, activation="relu"),
+            layers.GroupNormalization(-1),
+            SANConv2D(4, 3, normalizer=None),
+            layers.LayerNormalization(),
+            layers.Flatten(),
+            SANDense(1),
+        ]
+    )
+    assert inert_norms(critic, images_of(2, 8, 8, 3)) == []
+
+
+def small_critic(normalizer="san", **kwargs):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            SANConv2D(4, 3, normalizer=normalizer, name="first", **kwargs),
+            layers.LeakyReLU(0.1),
+            SANConv2D(4, 3, normalizer=normalizer, name="second"),
+            layers.LeakyReLU(0.1),
+            layers.Flatten(),
+            SANDense(1, normalizer=normalizer, name="dense"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("normalizer", ["san", None])
+@pytest.mark.parametrize("weight", ["kernel", "bias"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite(normalizer, weight, value):
+    critic = small_critic(normalizer)
+    variable = getattr(critic.get_layer("second"), weight)
+    values = helpers.to_numpy(variable).astype("float32")
+    values.flat[0] = value
+    variable.assign(values)
+    found = diagnose(critic, images_of(2, 8, 8, 3))
+    assert found.verdict == "exploding"
+    assert found.layer == "second"
+    assert "not finite" in found.reason
+
+
+def test_a_norm_that_is_measured_anew():
+    critic = small_critic()
+    images = images_of(4, 8, 8, 3)
+    for layer in (critic.layers[0], critic.layers[2]):
+        layer.kernel.assign(layer.kernel * 5.0)
+    assert diagnose(critic, images).verdict == "exploding"
+    critic(images, training=True)
+    found = diagnose(critic, images)
+    assert (found.verdict, found.warnings) == ("healthy", [])
+
+
+def test_a_diagnosis_changes_nothing():
+    critic = small_critic("sn")
+    critic(images_of(1, 8, 8, 3), training=True)
+    before = [helpers.to_numpy(w) for w in critic.weights]
+    found = diagnose(critic, images_of(3, 8, 8, 3), operator=True)
+    for weight, value in zip(critic.weights, before):
+        np.testing.assert_array_equal(helpers.to_numpy(weight), value)
+    assert len(found.bounds) == 3
+    assert (found.gradients["norm"] <= found.bounds["bound"]).all()
+
+
+def test_the_slope_of_the_score():
+    # D(x) = w.x, and images at known distances.
+    critic = keras.Sequential(
+        [keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(1)]
+    )
+    weights = images_of(16, 1, seed=2)
+    images = images_of(5, 4, 4, 1)
+    distance = np.mean(
+        [np.linalg.norm(a - b) for a, b in zip(images[1:], images)]
+    )
+    slope = np.linalg.norm(weights) * distance
+    for scale, verdict in (
+        (1.0, "healthy"),
+        (0.04 / slope, "vanishing"),
+        (2e5 / slope, "exploding"),
+    ):
+        critic.layers[1].kernel.assign(weights * np.float32(scale))
+        found = diagnose(critic, images)
+        assert found.slope == pytest.approx(slope * scale, rel=1e-4)
+        assert found.verdict == verdict
+
+
+def test_the_operator_norm_makes_the_cnn_vanish():
+    # Layer by layer all is well, and yet little is left of the gradient:
+    # Figure 4 of Lin, Sekar and Fanti.
+    keras.utils.set_random_seed(0)
+    critic = sngan.critic(32, width=1 / 8, normalizer="conv_sn")
+    found = diagnose(critic, load_images(None, (32, 32, 3), 3))
+    assert found.verdict == "vanishing"
+    assert "the score changes" in found.reason
+    assert found.layer in found.reason
+    assert found.warnings == []
+
+
+def test_subclassed_critics_of_several_inputs_and_scales():
+    class Critic(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = SANConv2D(4, 3, name="first")
+            self.logits = [
+                SANConv2D(1, 1, name="large"),
+                SANConv2D(1, 4, 2, name="small"),
+            ]
+
+        def call(self, inputs):
+            images, masks = inputs
+            x = self.first(ops.concatenate([images, masks], axis=-1))
+            x = ops.leaky_relu(x, 0.1)
+            return [[x, logits(x)] for logits in self.logits]
+
+    keras.utils.set_random_seed(0)
+    critic = Critic()
+    data = [images_of(3, 8, 8, 3), images_of(3, 8, 8, 1, seed=1)]
+    critic(data)
+    found = diagnose(critic, data, operator=True)
+    assert found.verdict == "healthy", found.reason
+    assert (found.gradients["norm"] <= found.bounds["bound"]).sum() == 2
+    critic.first.kernel.assign(critic.first.kernel * 3.0)
+    assert diagnose(critic, data).layer == "first"
+
+
+def test_too_few_images_or_bad_ones():
+    critic = small_critic()
+    for count in (0, 1):
+        with pytest.raises(ValueError, match=f"Received: {count}$"):
+            diagnose(critic, images_of(count, 8, 8, 3))
+    images = images_of(2, 8, 8, 3)
+    images[1, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="Received: images with NaN"):
+        diagnose(critic, images)
+
+
+# Reports.
+
+
+@functools.cache
+def small_diagnosis():
+    images = images_of(3, 8, 8, 3)
+    critic = small_critic()
+    critic.layers[2].kernel.assign(critic.layers[2].kernel * 3.0)
+    return diagnose(critic, images, operator=True)
+
+
+def test_rows():
+    found = small_diagnosis()
+    rows = report.rows_of(found)
+    assert [row["layer"] for row in rows] == ["first", "second", "dense"]
+    for index, row in enumerate(rows):
+        for record, prefix in (
+            (found.norms[index], ""),
+            (found.gains[index], ""),
+            (found.gradients[index], "gradient_"),
+            (found.bounds[index], "gradient_"),
+        ):
+            for name in record.dtype.names:
+                if name != "layer":
+                    assert row[prefix + name] == record[name]
+        assert row["gradient_over_bound"] == (
+            found.gradients[index]["norm"] / found.bounds[index]["bound"]
+        )
+
+
+def test_text():
+    found = small_diagnosis()
+    header, *lines = report.text_of(found).split("\n")
+    assert header.split()[:3] == ["layer", "by", "SAN"]
+    assert [line.split()[0] for line in lines[:3]] == [
+        "first",
+        "second",
+        "dense",
+    ]
+    assert "SparsityAware" in lines[1] and "3.000" in lines[1].split()
+    assert lines[3] == ""
+    assert lines[4] == f"{found.verdict}: {found.reason}"
+    assert lines[5:] == [f"warning: {text}" for text in found.warnings]
+    assert len(lines) == 6
+
+
+def test_csv(tmp_path):
+    found = small_diagnosis()
+    report.write_csv(found, tmp_path / "layers.csv")
+    with open(tmp_path / "layers.csv", newline="") as file:
+        read = list(csv.DictReader(file))
+    for row, expected in zip(read, report.rows_of(found), strict=True):
+        assert set(row) == set(expected)
+        for name, value in expected.items():
+            if isinstance(value, str):
+                assert row[name] == value
+            else:
+                np.testing.assert_equal(float(row[name]), value)
+
+
+def open_picture(path):
+    image = pytest.importorskip("PIL.Image")
+    with image.open(path) as picture:
+        assert picture.format == "PNG"
+        # Not blank.
+        assert len(picture.convert("L").getcolors()) > 20
+        return picture.size
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib")
+    images = images_of(2, 8, 8, 3)
+    dead = small_critic(None, kernel_initializer="zeros")
+    broken = small_critic(None)
+    broken.layers[2].kernel.assign(np.full((3, 3, 4, 4), math.nan))
+    for index, found in enumerate(
+        [
+            small_diagnosis(),
+            diagnose(small_critic(), images),
+            diagnose(dead, images, operator=True),
+            diagnose(broken, images, operator=True),
+        ]
+    ):
+        path = tmp_path / f"{index}.png"
+        report.draw(found, path)
+        width, height = open_picture(path)
+        assert width > 300 and height > 800
+        assert found.verdict in report.text_of(found)
+        report.write_csv(found, tmp_path / "layers.csv")
+    report.draw_sparsity(
+        channel_sparsity(small_critic(), images), tmp_path / "sparsity.png"
+    )
+    open_picture(tmp_path / "sparsity.png")
+
+
+def test_a_dead_critic_vanishes():
+    dead = small_critic(None, kernel_initializer="zeros")
+    found = diagnose(dead, images_of(2, 8, 8, 3), operator=True)
+    assert (found.verdict, found.layer) == ("vanishing", "first")
+
+
+# The command line.
+
+
+@pytest.fixture(scope="module")
+def critic_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("critic") / "critic.keras"
+    small_critic().save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    image = pytest.importorskip("PIL.Image")
+    top = tmp_path_factory.mktemp("images")
+    (top / "more").mkdir()
+    for index in range(5):
+        shade = np.full((9, 11, 3), 40 * index, "uint8")
+        shade[:, :5] //= 2
+        place = top / "more" if index % 2 else top
+        image.fromarray(shade).save(place / f"{index}.png")
+    (top / "notes.txt").write_text("no image")
+    return str(top)
+
+
+def test_command_with_noise(critic_path, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    output = tmp_path / "deep" / "folder"
+    found = main([critic_path, "--images", "3", "--output", str(output)])
+    assert found.verdict == "healthy"
+    assert len(found.bounds) == 3
+    printed = capsys.readouterr().out
+    assert report.text_of(found) in printed
+    assert str(output / "layers.png") in printed
+    assert sorted(p.name for p in output.iterdir()) == [
+        "layers.csv",
+        "layers.png",
+        "sparsity.png",
+    ]
+
+
+def test_command_on_a_gan(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    generator = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(8 * 8 * 3),
+            layers.Reshape((8, 8, 3)),
+        ]
+    )
+    critic = small_critic()
+    critic.layers[2].kernel.assign(critic.layers[2].kernel * 3.0)
+    gan = keras_san.GAN(generator, critic, latent_dim=4)
+    gan.compile()
+    gan.save(tmp_path / "gan.keras")
+    found = main(
+        [
+            str(tmp_path / "gan.keras"),
+            *("--data", folder),
+            *("--output", str(tmp_path / "out")),
+        ]
+    )
+    assert (found.verdict, found.layer) == ("exploding", "second")
+    assert "exploding" in capsys.readouterr().out
+
+
+def test_images_of_a_folder(folder):
+    images = load_images(folder, (8, 6, 3), 100)
+    assert images.shape == (5, 8, 6, 3) and images.dtype == np.float32
+    assert -1.0 <= images.min() and images.max() <= 1.0
+    # 0, 40, ..., 160, in [-1, 1]; even ones come first.
+    np.testing.assert_allclose(
+        images[:, 0, -1, 0],
+        np.array([0, 80, 160, 40, 120]) / 127.5 - 1.0,
+        atol=0.02,
+    )
+    assert load_images(folder, (8, 6, 1), 100).shape == (5, 8, 6, 1)
+    assert load_images(folder, (None, None, 3), 2).shape == (2, 64, 64, 3)
+
+
+def test_noise():
+    images = load_images(None, (16, None, 3), 4)
+    assert images.shape == (4, 16, 64, 3) and images.dtype == np.float32
+    assert np.abs(images).max() <= 1.0
+    spectrum = np.abs(np.fft.fft2(images, axes=(1, 2))) ** 2
+    assert spectrum[:, 0, 1:3].mean() > 20 * spectrum[:, 8, 28:36].mean()
+
+
+def test_command_with_bad_inputs(critic_path, tmp_path):
+    text = tmp_path / "text.keras"
+    text.write_text("no model")
+    images = keras.Input((8, 8, 3))
+    labels = keras.Input((3,))
+    x = layers.Concatenate()([layers.Flatten()(images), labels])
+    keras.Model([images, labels], layers.Dense(1)(x)).save(
+        tmp_path / "two.keras"
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, message in (
+        (["missing.keras"], "no such file. Received: 'missing.keras'"),
+        ([str(text)], "no Keras model.* Received: '.*text.keras'"),
+        ([str(tmp_path / "two.keras")], "images alone.*Received: .*two.keras"),
+        (
+            [critic_path, "--data", str(empty)],
+            "two images at least. Received: '.*empty' with 0",
+        ),
+        ([critic_path, "--images", "1"], "Received: images=1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main([*arguments, "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        main([critic_path, "--images", "many"])
