@@ -413,6 +413,10 @@ def make_model(kind):
     names = ["conv", "flat", "dense"]
     if kind == "sequential":
         return sequential((4, 4, 3), *parts), names
+    if kind == "wrapped":
+        layer = layers.Conv2D(3, 3, name="inner")
+        parts[0] = SANWrapper(layer, padding="circular", name="conv")
+        return sequential((4, 4, 3), *parts), names
     if kind == "own":
         return sequential((4, 4, 3), *parts), ["own", *names]
     images = keras.Input((4, 4, 3))
@@ -431,7 +435,15 @@ def make_model(kind):
     return keras.Model(images, outputs), names
 
 
-KINDS = ("sequential", "functional", "subclassed", "nested", "shared", "own")
+KINDS = (
+    "sequential",
+    "functional",
+    "subclassed",
+    "nested",
+    "shared",
+    "own",
+    "wrapped",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -857,6 +869,18 @@ def test_a_linear_critic_of_two_layers(normalizer):
         assert hessian_norm(model, x, seed=seed) == approx(np.linalg.norm(mean))
 
 
+def test_raw_gradients_of_a_kernel_that_moved():
+    # By the norm that is kept, as the layer runs: none is measured on the way.
+    model = sequential((5,), SANDense(1, use_bias=False))
+    kernel = to_numpy(model.layers[0].kernel)
+    model.layers[0].kernel.assign(kernel * 3.0)
+    images = images_of(4, 5)
+    (row,) = weight_gradients(model, images)
+    assert row["norm"] == approx(np.linalg.norm(images.mean(axis=0)))
+    assert row["raw_norm"] == approx(row["norm"] / np.linalg.norm(kernel))
+    assert row["weight_norm"] == approx(3.0)
+
+
 @pytest.mark.parametrize("normalizer", [None, "san", "bsn"])
 def test_eulers_rule(normalizer):
     # Without bias D is homogeneous in each of its kernels.
@@ -981,25 +1005,59 @@ def test_a_bound_by_hand():
     assert bounds[1] == approx(lengths(hidden).mean())
 
 
-def test_bounds_where_numbers_are_shared():
-    # An average of one pixel in a corner, and one number added to eight.
-    images = keras.Input((3, 3, 1))
+def test_bounds_of_ways_and_slopes():
+    # First a shortcut, then activations of slopes up to 1/4 and 2.
+    inputs = keras.Input((4,))
+    a = layers.Dense(4, name="a", use_bias=False)(inputs)
+    b = layers.Dense(4, name="b", use_bias=False)(a)
+    x = layers.Add()([a, b])
+    x = layers.Dense(4, name="c", activation="sigmoid")(x)
+    x = layers.LeakyReLU(2.0)(x)
+    model = keras.Model(inputs, layers.Dense(1, name="d")(x))
+    data = images_of(3, 4)
+    norms = layer_norms(model)["sn"]
+    bounds = dict(zip("abcd", gradient_bounds(model, data)["bound"]))
+    size = lengths(data).mean()
+    behind = norms[2] * 2.0 * norms[3] / 4
+    assert bounds["a"] == approx(size * (1 + norms[1]) * behind)
+    hidden = data @ to_numpy(model.get_layer("a").kernel)
+    assert bounds["b"] == approx(lengths(hidden).mean() * behind)
+    hidden = hidden @ (np.eye(4) + to_numpy(model.get_layer("b").kernel))
+    assert bounds["c"] == approx(lengths(hidden).mean() * norms[3] / 2)
+
+
+def test_bounds_where_one_number_is_added_to_several():
+    inputs = keras.Input((4,))
     settings = {"use_bias": False, "kernel_initializer": "ones"}
-    x = layers.Conv2D(1, 1, name="conv", **settings)(images)
-    x = layers.Flatten()(layers.AveragePooling2D(2, padding="same")(x))
-    one = layers.Dense(1, name="one", **settings)(x)
-    several = layers.Dense(8, name="several", **settings)(x)
-    outputs = layers.Dense(1, name="last", **settings)(
-        layers.Add()([one, several])
+    one = layers.Dense(1, name="one", **settings)(inputs)
+    several = layers.Dense(8, name="several", **settings)(inputs)
+    x = layers.Add()([one, several])
+    model = keras.Model(inputs, layers.Dense(1, name="last", **settings)(x))
+    data = np.ones((1, 4), "float32")
+    found = weight_gradients(model, data)
+    bounds = gradient_bounds(model, data)["bound"]
+    # Each of four weights counts eight times.
+    assert found["norm"][list(found["layer"]).index("one")] == approx(16.0)
+    found = found["norm"]
+    np.testing.assert_allclose(bounds, found, rtol=1e-4)
+
+
+def test_bounds_of_averages_beside_a_border():
+    # All there is, is in a corner, where an average is of one pixel.
+    model = sequential(
+        (3, 3, 1),
+        layers.Conv2D(1, 1, use_bias=False),
+        layers.AveragePooling2D(2, padding="same"),
+        layers.Flatten(),
+        layers.Dense(1),
     )
-    model = keras.Model(images, outputs)
+    model.layers[-1].kernel.assign([[0.0], [0.0], [0.0], [1.0]])
     corner = np.zeros((1, 3, 3, 1), "float32")
     corner[:, 2, 2] = 1.0
-    found = weight_gradients(model, corner)["norm"]
-    bounds = gradient_bounds(model, corner)["bound"]
-    assert (found <= bounds * 1.0001).all()
-    by_name = dict(zip(layer_norms(model)["layer"], found))
-    assert by_name["one"] == approx(8.0)
+    (found, _) = weight_gradients(model, corner)["norm"]
+    (bound, _) = gradient_bounds(model, corner)["bound"]
+    assert found == approx(1.0)
+    assert bound == approx(1.0)
 
 
 def test_bounds_of_what_is_unknown():

@@ -90,6 +90,9 @@ def diagnose(model, images, score=mean_score, operator=False):
     weights beside both Kaiming's and Xavier's start), or the score changes by
     less than 0.05.
 
+    A single layer without a normalizer that is three times too large or too
+    small may pass: initializers differ by as much from each other.
+
     Args:
         model: A built Keras model from images.
         images: Array `(n, height, width, channels)` of at least two images as
