@@ -552,3 +552,12 @@ def test_strip_critic():
         gan.critic.predict(images, verbose=0),
         atol=1e-5,
     )
+
+
+def test_a_file_of_what_is_not_compiled(tmp_path):
+    gan = make_gan(compile=False)
+    gan.save(tmp_path / "gan.keras")
+    again = keras.saving.load_model(tmp_path / "gan.keras")
+    assert not again.compiled
+    for a, b in zip(gan.get_weights(), again.get_weights()):
+        np.testing.assert_array_equal(a, b)

@@ -389,6 +389,8 @@ class BaseGAN(keras.Model):
         return cls(**config)
 
     def get_compile_config(self):
+        if self.generator_optimizer is None:
+            return None
         serialize = keras.saving.serialize_keras_object
         return {
             "generator_optimizer": serialize(self.generator_optimizer),
