@@ -59,7 +59,7 @@ _SMALL = {
     "generator_rate": 5e-4,
     "ema": 0.99,
     "batch_size": 4,
-    "epochs": 8,
+    "epochs": 5,
     "steps_per_epoch": 100,
 }
 PRESETS = {"small": {**_PAPER, **_SMALL}, "paper": _PAPER}

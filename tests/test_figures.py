@@ -109,11 +109,14 @@ def trained(tmp_path):
                 )
                 file.write(f"0,healthy,1,{4 + place},2,{8 + seed}\n")
                 file.write("50,vanishing,2,2,3,3\n")
-            found["cnn", name, seed] = {"folder": str(folder)}
+            for network in ("cnn", "resnet"):
+                found[network, name, seed] = {"folder": str(folder)}
     return found, sorted(names)
 
 
-@pytest.mark.parametrize("name", ["exact_normalization", "update_interval"])
+@pytest.mark.parametrize(
+    "name", ["exact_normalization", "update_interval", "residual"]
+)
 def test_curves(settings, trained, name):
     runs, names = trained
     rows, draw = figures.FIGURES[name](settings, runs)

@@ -31,6 +31,16 @@ from tools import table1  # noqa: E402
 
 BSSN = "bssn,scale=1.6"
 
+# Rows of `tools/table1.py`. Figure 4 is of a WGAN.
+EXACT_ROWS = ("sn,loss=wasserstein", "conv_sn,loss=wasserstein")
+RESIDUAL_ROWS = (
+    "none",
+    "sn",
+    "san",
+    "san,gain=adaptive",
+    "san,sparsity=4,update-interval=100",
+)
+
 
 @dataclasses.dataclass
 class Settings:
@@ -172,9 +182,12 @@ def _scales(quick):
 
 RUNS = {
     "singular_values": lambda quick: [("resnet", "none"), ("resnet", "sn")],
-    "exact_normalization": lambda quick: [("cnn", "sn"), ("cnn", "conv_sn")],
+    "exact_normalization": lambda quick: [
+        ("cnn", row) for row in EXACT_ROWS
+    ],
     "channel_sparsity": lambda quick: [("cnn", "none"), ("resnet", "none")],
     "subset_gain": lambda quick: [("cnn", "none")],
+    "residual": lambda quick: [("resnet", row) for row in RESIDUAL_ROWS],
     "update_interval": lambda quick: [
         ("cnn", row) for row in _interval_rows(quick)
     ],
@@ -273,20 +286,25 @@ def singular_values(settings, trained):
 
 def exact_normalization(settings, trained):
     """SAN paper, Figure 4: the exact operator norm, and Miyato's estimate."""
-    return curves(settings, trained, ["sn", "conv_sn"])
+    return curves(settings, trained, "cnn", EXACT_ROWS)
 
 
 def update_interval(settings, trained):
     """SAN paper, Figure 6: norms that are measured ever more rarely."""
-    return curves(settings, trained, _interval_rows(settings.quick))
+    return curves(settings, trained, "cnn", _interval_rows(settings.quick))
 
 
-def curves(settings, trained, names):
+def residual(settings, trained):
+    """Beyond the papers: SAN for signals that are not sparse, on a ResNet."""
+    return curves(settings, trained, "resnet", RESIDUAL_ROWS)
+
+
+def curves(settings, trained, network, names):
     """The critic's loss and FID of runs over the steps."""
     rows = []
     for name in names:
         for seed in settings.seeds:
-            log = log_of(trained["cnn", name, seed])
+            log = log_of(trained[network, name, seed])
             for entry in log:
                 values = {
                     key: value
@@ -521,6 +539,7 @@ FIGURES = {
     "exact_normalization": exact_normalization,
     "channel_sparsity": sparsity,
     "update_interval": update_interval,
+    "residual": residual,
     "subset_gain": subset_gain,
     "gradient_norms": gradient_norms,
     "weight_variance": weight_variance,

@@ -254,11 +254,7 @@ def layer_norms(model, operator=True, slope=0.0):
     rows = []
     for kernel in find_kernels(model):
         weights, geometry = kernel.effective(), kernel.geometry
-        found = {
-            name: float(normalizer.norm(weights, geometry))
-            for name, normalizer in _NORMS.items()
-        }
-        found["operator"] = _operator_norm(weights, geometry, operator)
+        found = _norms(weights, geometry, operator)
         fan_in, fan_out = _fans(kernel)
         square = float(ops.mean(ops.square(ops.cast(weights, "float32"))))
         filters = math.prod(kernel.variable.shape[-2:])
@@ -270,15 +266,14 @@ def layer_norms(model, operator=True, slope=0.0):
                 type(kernel.normalizer).__name__ if kernel.normalizer else "",
                 found["san"],
                 found["sn"],
-                # The mean that BSN is, twice, less the other one.
-                2.0 * found["bsn"] - found["sn"],
+                found["sn_transposed"],
                 found["bsn"],
                 found["operator"],
                 _over(found["operator"], found["sn"]),
                 math.sqrt(_readers(kernel)),
                 _over(found["operator"], found["san"]),
                 1.0 if matrix else math.sqrt(filters),
-                _norm_over_intended(kernel, weights),
+                _norm_over_intended(kernel, weights, found),
                 square * fan_in,
                 square * (fan_in + fan_out) / 2.0,
                 square * fan_in * (1.0 + slope**2) / 2.0,
@@ -287,26 +282,42 @@ def layer_norms(model, operator=True, slope=0.0):
     return np.array(rows, LAYER_NORMS)
 
 
-_NORMS = {
-    "san": normalizers.SparsityAware(),
-    "sn": normalizers.Spectral(),
-    "bsn": normalizers.BidirectionalSpectral(),
+# Which field of `LAYER_NORMS` is a normalizer's own norm.
+_OWN = {
+    normalizers.SparsityAware: "san",
+    normalizers.Spectral: "sn",
+    normalizers.BidirectionalSpectral: "bsn",
+    normalizers.ConvSpectral: "operator",
 }
 
 
-def _operator_norm(weights, geometry, wanted):
+def _norms(weights, geometry, operator):
+    """All norms of a kernel, as floats."""
+    names = tuple(_OWN.values())
     if isinstance(geometry, normalizers.Matrix):
-        return float(normalizers.ConvSpectral().norm(weights, geometry))
-    extents = geometry.spatial_shape
-    if (
-        not wanted
-        or extents is None
-        or any(
-            extent % stride for extent, stride in zip(extents, geometry.strides)
+        sn = float(normalizers.Spectral().norm(weights, geometry))
+        return dict.fromkeys((*names, "sn_transposed"), sn)
+    tops = [
+        float(norms.top_singular_value(matrices))
+        for matrices in normalizers.BidirectionalSpectral().matrices(
+            weights, geometry
         )
-    ):
-        return math.nan
-    return float(normalizers.ConvSpectral().norm(weights, geometry))
+    ]
+    found = {
+        "san": float(normalizers.SparsityAware().norm(weights, geometry)),
+        "bsn": sum(tops) / 2.0,
+        "operator": math.nan,
+    }
+    # What goes in and what comes out of a transposed one change places.
+    if geometry.transposed:
+        tops.reverse()
+    found["sn"], found["sn_transposed"] = tops
+    extents = geometry.spatial_shape
+    if operator and extents is not None:
+        if not any(e % s for e, s in zip(extents, geometry.strides)):
+            norm = normalizers.ConvSpectral().norm(weights, geometry)
+            found["operator"] = float(norm)
+    return found
 
 
 def _fans(kernel):
@@ -333,10 +344,13 @@ def _readers(kernel):
     return kernel.sharing
 
 
-def _norm_over_intended(kernel, weights):
+def _norm_over_intended(kernel, weights, found):
     if kernel.normalizer is None:
         return math.nan
-    norm = float(kernel.normalizer.norm(weights, kernel.geometry))
+    norm = found.get(_OWN.get(type(kernel.normalizer)), math.nan)
+    sparsity = getattr(kernel.normalizer, "sparsity", 1)
+    if math.isnan(norm) or sparsity > 1:
+        norm = float(kernel.normalizer.norm(weights, kernel.geometry))
     intended = kernel.intended_norm()
     if isinstance(kernel.geometry, normalizers.Convolution):
         # This norm is of all filters, also where a share of them is measured.
