@@ -421,8 +421,8 @@ def top_right_vectors(matrices):
         matrices, transposed = transposed, matrices
     power = ops.matmul(transposed, matrices)
     for _ in range(_SQUARINGS):
-        trace = ops.trace(power, axis1=-2, axis2=-1)[..., None, None]
-        power = power / ops.maximum(trace, TINY)
+        size = ops.sqrt(ops.sum(power * power, axis=(-2, -1), keepdims=True))
+        power = power / ops.maximum(size, TINY)
         power = ops.matmul(power, power)
     # Every column is a multiple of the dominant vector; the one with the
     # largest diagonal entry is the furthest from zero.

@@ -1,4 +1,4 @@
-"""Times what normalization costs: norms, circular padding, critic updates.
+"""Times what normalization costs: norms, padding, updates, the monitor.
 
 Each figure is a median over rounds in which all methods of a comparison run
 once, in turn, in this process, after calls that are not counted. See
@@ -10,10 +10,11 @@ import csv
 import math
 import os
 import sys
+import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SECTIONS = ("norm", "growth", "kernels", "padding", "update")
+SECTIONS = ("norm", "growth", "kernels", "padding", "update", "monitor")
 COLUMNS = {
     "section": "see `Benchmark`",
     "case": "the critic and layer, or what the kernel is like",
@@ -311,6 +312,40 @@ class Benchmark:
             shape=(),
             compiled=True,
         )
+
+    def monitor(self):
+        """What a monitor does every so many steps, against one step."""
+        if self.backend.name == "torch":
+            print("monitor: left out, keras_san.GAN does not run on torch")
+            return
+        import keras_san
+        from keras_san.networks import sngan
+
+        batch = 2 if self.quick else 64
+        real = self.rng.uniform(-1, 1, (batch, 32, 32, 3)).astype("float32")
+        for width in (0.125,) if self.quick else (0.25, 1.0):
+            gan = keras_san.GAN(
+                sngan.generator(32, width=width),
+                sngan.critic(32, width=width, normalizer="san"),
+                latent_dim=128,
+            )
+            gan.compile(jit_compile=self.backend.jit)
+            with tempfile.TemporaryDirectory() as folder:
+                monitor = keras_san.callbacks.NormMonitor(folder, real[:16])
+                monitor.set_model(gan)
+
+                def observe(real, monitor=monitor):
+                    monitor.on_train_begin()
+
+                self._compare(
+                    "monitor",
+                    f"CNN 32, width {width}, batch {batch}",
+                    {"a step": gan.train_on_batch, "a diagnosis": observe},
+                    real,
+                    (32, 32),
+                    shape=(),
+                    compiled=True,
+                )
 
     def _he_normal(self, shape):
         scale = math.sqrt(2.0 / math.prod(shape[:-1]))
