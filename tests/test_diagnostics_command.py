@@ -338,6 +338,9 @@ def test_too_few_images_or_bad_ones():
     images[1, 0, 0, 0] = math.nan
     with pytest.raises(ValueError, match="Received: images with NaN"):
         diagnose(critic, images)
+    images[:] = images[0]
+    with pytest.raises(ValueError, match="Received: 2 images, all the same"):
+        diagnose(critic, images)
 
 
 # Reports.

@@ -56,9 +56,9 @@ def weight_gradients(model, images, score=mean_score):
     Returns:
         A NumPy array of records, one a kernel in the order of the weights:
         `layer`, a string; `norm`, the Frobenius norm of the gradient by the
-        kernel that the layer runs with; `raw_norm`, of the gradient by the
-        kernel that is trained, which an optimizer sees; `weight_norm`, the
-        Frobenius norm of the kernel that it runs with.
+        kernel that the layer runs with in inference; `raw_norm`, of the
+        gradient in training by the kernel that is trained, which an optimizer
+        sees; `weight_norm`, the Frobenius norm of the kernel that it runs with.
 
     Reference:
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773),

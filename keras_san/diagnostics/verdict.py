@@ -105,8 +105,8 @@ def diagnose(model, images, score=mean_score, operator=False):
         A `Diagnosis`.
 
     Raises:
-        ValueError: if there are fewer than two images, they hold NaN or
-            infinity, or the model has no kernel.
+        ValueError: if there are fewer than two images, they are all the same
+            or hold NaN or infinity, or the model has no kernel.
     """
     first = keras.tree.flatten(images)[0]
     if len(first) < 2:
@@ -118,6 +118,13 @@ def diagnose(model, images, score=mean_score, operator=False):
         raise ValueError(
             "Images must be finite. Received: images with NaN or infinity"
         )
+    distance = _distance(first)
+    if distance == 0.0:
+        raise ValueError(
+            "The images must differ: a diagnosis asks by how much the score "
+            "changes from one to the next. "
+            f"Received: {len(first)} images, all the same"
+        )
     norms = layer_norms(model, operator=operator)
     gains = signal_gains(model, images, norms)
     few = _part(images, 64)
@@ -125,8 +132,7 @@ def diagnose(model, images, score=mean_score, operator=False):
     bounds = np.zeros(0, GRADIENT_BOUNDS)
     if operator and score is mean_score:
         bounds = gradient_bounds(model, few, norms)
-    slope = float(np.mean(input_gradients(model, images, score)))
-    slope *= _distance(first)
+    slope = float(np.mean(input_gradients(model, images, score))) * distance
     broken = _first_not_finite(model, few)
     verdict, layer, reason = _judge(norms, gains, slope, broken)
     inert = inert_norms(model, _part(images, 2))
