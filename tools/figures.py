@@ -330,6 +330,9 @@ def curves(settings, trained, network, names):
             axes.set_title(key)
             axes.set_xlabel("step")
             axes.grid(alpha=0.3)
+        # Wasserstein's may differ by powers of ten, and is of both signs.
+        if max(abs(r["critic_loss"]) for r in rows) > 10.0:
+            panels[0].set_yscale("symlog", linthresh=0.01)
         panels[0].legend(fontsize="small")
 
     return rows, draw
