@@ -182,9 +182,7 @@ def _scales(quick):
 
 RUNS = {
     "singular_values": lambda quick: [("resnet", "none"), ("resnet", "sn")],
-    "exact_normalization": lambda quick: [
-        ("cnn", row) for row in EXACT_ROWS
-    ],
+    "exact_normalization": lambda quick: [("cnn", row) for row in EXACT_ROWS],
     "channel_sparsity": lambda quick: [("cnn", "none"), ("resnet", "none")],
     "subset_gain": lambda quick: [("cnn", "none")],
     "residual": lambda quick: [("resnet", row) for row in RESIDUAL_ROWS],
