@@ -149,11 +149,9 @@ class Backend:
             return compiled.memory_analysis().temp_size_in_bytes / 2**20
         if self.name == "tensorflow":
             device = "GPU:0" if self.gpu else "CPU:0"
-            config = self.module.config.experimental
-            config.reset_memory_stats(device)
-            before = config.get_memory_info(device)["current"]
-            self.wait(function(*arguments))
-            peak = config.get_memory_info(device)["peak"]
+            before, peak = tensorflow_memory(
+                lambda: self.wait(function(*arguments)), device
+            )
         elif self.gpu:
             self.module.cuda.reset_peak_memory_stats()
             before = self.module.cuda.memory_allocated()
@@ -161,4 +159,30 @@ class Backend:
             peak = self.module.cuda.max_memory_allocated()
         else:
             return None
-        return (peak - before) / 2**20
+        return None if peak is None else (peak - before) / 2**20
+
+
+def tensorflow_memory(call, device):
+    """Memory that TensorFlow holds for tensors before and in a call.
+
+    Args:
+        call: Callable without arguments.
+        device: String, as `"CPU:0"`.
+
+    Returns:
+        Bytes in use before the call, and at its peak. Both are `None` where
+        TensorFlow keeps no such statistics: on CPUs it does so in oneDNN's
+        allocator only, which older ones do not get unless they are asked to
+        (`TF_ENABLE_ONEDNN_OPTS=1`).
+    """
+    import tensorflow as tf
+
+    config = tf.config.experimental
+    try:
+        config.reset_memory_stats(device)
+    except ValueError:
+        call()
+        return None, None
+    before = config.get_memory_info(device)["current"]
+    call()
+    return before, config.get_memory_info(device)["peak"]

@@ -8,10 +8,13 @@ whole process, TensorFlow itself included, on a CPU.
 """
 
 import argparse
+import math
 import os
 import resource
 import subprocess
 import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def main(argv=None):
@@ -59,13 +62,14 @@ def main(argv=None):
             "CUDA_VISIBLE_DEVICES": "",
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
+        environment.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
         run = subprocess.run(
             command, env=environment, check=True, stdout=subprocess.PIPE
         )
         peaks = [float(x) for x in run.stdout.split()[-2:]]
         first = first or peaks
         cells = " | ".join(
-            f"{peak:.0f} | {peak / other:.3f}"
+            " | " if math.isnan(peak) else f"{peak:.0f} | {peak / other:.3f}"
             for peak, other in zip(peaks, first)
         )
         print(f"| {normalizer} | {cells} |", flush=True)
@@ -73,12 +77,14 @@ def main(argv=None):
 
 def measure(args, normalizer):
     """Peaks in MiB: of the tensors of an update, and of the process."""
+    sys.path.insert(0, ROOT)
     import keras
     import numpy as np
     import tensorflow as tf
 
     import keras_san
     from keras_san.networks import spade
+    from tools.backends import tensorflow_memory
 
     keras.utils.set_random_seed(0)
     size = tuple(args.size)
@@ -106,12 +112,10 @@ def measure(args, normalizer):
         else:
             gan._critic_step(images, maps)
 
-    memory = tf.config.experimental
     peaks = []
     for _ in range(args.updates):
-        memory.reset_memory_stats("CPU:0")
-        update()
-        peaks.append(memory.get_memory_info("CPU:0")["peak"] / 2**20)
+        _, peak = tensorflow_memory(update, "CPU:0")
+        peaks.append(math.nan if peak is None else peak / 2**20)
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return max(peaks), process
 
