@@ -336,7 +336,7 @@ def find_extractor(args, dataset):
     raise ValueError(
         "To evaluate, pass --extractor with a Keras classifier or the folder "
         "of a copy of TF-GAN's Inception module, or --download to get that "
-        "module by TensorFlow Hub. Received: --evaluate-every "
+        "module. Received: --evaluate-every "
         f"{args.evaluate_every} without --extractor, and none of {places}"
     )
 

@@ -1,5 +1,6 @@
-import importlib
-import warnings
+import functools
+import hashlib
+import tarfile
 
 import keras
 import numpy as np
@@ -201,12 +202,6 @@ class TestGet:
 )
 class TestInception:
     @pytest.fixture
-    def hub(self):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return importlib.import_module("tensorflow_hub")
-
-    @pytest.fixture
     def folder(self, tmp_path):
         """A module that is called like TF-GAN's."""
         import tensorflow as tf
@@ -241,20 +236,50 @@ class TestInception:
         np.testing.assert_allclose(grey, features[:, :1].repeat(3, 1), atol=1)
         np.testing.assert_array_equal(grey[:, 0], grey[:, 1])
 
-    def test_hub(self, monkeypatch, hub):
-        """What cannot be downloaded here, is asked for as it should be."""
-        asked = []
-        monkeypatch.setattr(hub, "load", asked.append)
-        extractors.get("inception")
-        assert asked == ["https://tfhub.dev/tensorflow/tfgan/eval/inception/1"]
+    @pytest.fixture
+    def served(self, tmp_path, monkeypatch):
+        """Where the archive of the module is downloaded from, and to."""
+        url = (tmp_path / "inception").as_uri()
+        monkeypatch.setattr(extractors, "INCEPTION", url)
+        cache = tmp_path / "cache"
+        cache.mkdir()
+        get_file = functools.partial(keras.utils.get_file, cache_dir=cache)
+        monkeypatch.setattr(keras.utils, "get_file", get_file)
+        return tmp_path / "inception?tf-hub-format=compressed"
 
-    def test_no_network(self, monkeypatch, hub):
-        def load(handle):
-            raise OSError("no route to host\nand more")
+    def test_download(self, folder, served):
+        with tarfile.open(served, "w:gz") as tar:
+            tar.add(folder, arcname=".")
+        images = noise(2)
+        expected = extractors.get(folder)(images)
+        for _ in range(2):  # The second time it is in the cache.
+            found = extractors.get("inception")(images)
+            np.testing.assert_array_equal(found[0], expected[0])
+            served.unlink(missing_ok=True)
+        with tarfile.open(served, "w:gz") as tar:
+            tar.add(folder, arcname=".")
+        digest = hashlib.sha256(served.read_bytes()).hexdigest()
+        extractors.InceptionExtractor(file_hash=digest)
+        with pytest.raises(ValueError, match="cannot be loaded.*hash"):
+            extractors.InceptionExtractor(file_hash=digest[::-1])
 
-        monkeypatch.setattr(hub, "load", load)
-        with pytest.raises(ValueError, match="copy of.*no route to host"):
+    def test_no_network(self, served):
+        with pytest.raises(ValueError, match="copy of.*No such file"):
             extractors.get("inception")
+
+    def test_bad_archives(self, served, tmp_path, folder):
+        served.write_bytes(b"<html>")
+        with pytest.raises(ValueError, match="cannot be loaded.*ReadError"):
+            extractors.get("inception")
+        with tarfile.open(served, "w:gz") as tar:
+            tar.add(folder / "saved_model.pb", arcname="../outside")
+        with pytest.raises(ValueError, match="OutsideDestinationError"):
+            extractors.get("inception")
+        assert not list(tmp_path.glob("**/outside"))
+        # What was no archive is downloaded anew.
+        with tarfile.open(served, "w:gz") as tar:
+            tar.add(folder, arcname=".")
+        extractors.get("inception")
 
     def test_not_a_module(self, tmp_path):
         (tmp_path / "saved_model.pb").write_bytes(b"nonsense")

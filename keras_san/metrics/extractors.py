@@ -7,7 +7,7 @@ logs; that of the Inception network is empty.
 """
 
 import os
-import warnings
+import tarfile
 
 import keras
 import numpy as np
@@ -100,9 +100,11 @@ class InceptionExtractor:
 
     Args:
         path: String, a folder that holds a copy of the module
-            (`saved_model.pb` is in it), or `None` to get the module by
-            TensorFlow Hub, which downloads it unless it is in its cache.
+            (`saved_model.pb` is in it), or `None` to download it, unless it
+            is in Keras' cache.
         batch_size: Int, how many images it sees at once.
+        file_hash: String, the MD5 or SHA-256 that the downloaded archive must
+            have, or `None` not to check it: none is published.
 
     Raises:
         ValueError: if the module cannot be had.
@@ -111,16 +113,19 @@ class InceptionExtractor:
     label = ""
     name = "inception"
 
-    def __init__(self, path=None, batch_size=50):
+    def __init__(self, path=None, batch_size=50, file_hash=None):
+        import tensorflow as tf
+
         self.batch_size = batch_size
         try:
-            self.module = _load_module(path)
+            folder = _download(file_hash) if path is None else path
+            self.module = tf.saved_model.load(folder)
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 "The Inception network cannot be loaded. Pass the folder of "
-                f"a copy of {INCEPTION}, let TensorFlow Hub download it where "
-                "there is a network, or pass a Keras classifier of your own. "
+                f"a copy of {INCEPTION}, download it where there is a network, "
+                "or pass a Keras classifier of your own. "
                 f"Received: path={path!r} ({type(error).__name__}: {reason})"
             ) from error
 
@@ -219,9 +224,9 @@ def get(identifier):
     """An extractor from whatever names one.
 
     Args:
-        identifier: `"inception"` (downloaded by TensorFlow Hub if it is not
-            in its cache), the path of a `.keras` file, the folder of a copy
-            of the Inception module, a Keras model, or an extractor.
+        identifier: `"inception"` (downloaded if it is not in Keras' cache),
+            the path of a `.keras` file, the folder of a copy of the Inception
+            module, a Keras model, or an extractor.
 
     Returns:
         A callable from images to `(features, logits)`.
@@ -273,17 +278,26 @@ def _load(path):
         ) from error
 
 
-def _load_module(path):
-    import tensorflow as tf
-
-    if path is not None:
-        return tf.saved_model.load(path)
-    with warnings.catch_warnings():
-        # Of the age of setuptools, on which it depends.
-        warnings.simplefilter("ignore", UserWarning)
-        import tensorflow_hub
-
-    return tensorflow_hub.load(INCEPTION)
+def _download(file_hash=None):
+    """The folder in Keras' cache with the module, downloaded if need be."""
+    archive = keras.utils.get_file(
+        "tfgan_eval_inception_1.tar.gz",
+        f"{INCEPTION}?tf-hub-format=compressed",
+        file_hash=file_hash,
+        cache_subdir="keras_san",
+    )
+    folder = archive.removesuffix(".tar.gz")
+    if not os.path.exists(os.path.join(folder, "saved_model.pb")):
+        try:
+            with tarfile.open(archive) as tar:
+                # The filter lets no file out of the folder.
+                tar.extractall(f"{folder}.new", filter="data")
+        except tarfile.TarError:
+            os.remove(archive)  # Else it would never be downloaded anew.
+            raise
+        # An interrupted extraction leaves no folder that looks whole.
+        os.replace(f"{folder}.new", folder)
+    return folder
 
 
 def _resize(images, height, width, channels):
