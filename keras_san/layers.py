@@ -81,17 +81,22 @@ def _build_normalized(owner, layer, build, input_shape):
         if projects:
             if already_built:
                 kernel.assign(norm.project(ops.convert_to_tensor(kernel)))
-            kernel.constraint = _chain(kernel.constraint, norm.project)
+            kernel.constraint = _Projection(norm, kernel.constraint)
         result.append(norm)
     if not result:
         raise ValueError(_no_kernel_message(layer))
     return result
 
 
-def _chain(first, second):
-    if first is None:
-        return second
-    return lambda kernel: second(first(kernel))
+class _Projection(keras.constraints.Constraint):
+    """What the optimizer applies to a kernel: the user's constraint first."""
+
+    def __init__(self, norm, first):
+        self.norm = norm
+        self.first = first
+
+    def __call__(self, kernel):
+        return self.norm.project(self.first(kernel) if self.first else kernel)
 
 
 @contextlib.contextmanager

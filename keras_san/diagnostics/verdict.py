@@ -33,8 +33,9 @@ _ACTIVATION_NORMS = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
-    keras.layers.RMSNormalization,
     keras.layers.UnitNormalization,
+    # Keras has it from 3.9 on.
+    *filter(None, [getattr(keras.layers, "RMSNormalization", None)]),
 )
 
 # What stands between a kernel and those without changing anything.

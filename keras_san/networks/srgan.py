@@ -77,13 +77,48 @@ def generator(scale=4, channels=3, width=1.0, blocks=16):
         x = layers.Add()([x, y])
     for index, factor in enumerate(_STAGES[scale]):
         x = convolution(hidden * factor**2, 3, f"enlarge_{index + 1}")(x)
-        x = activation(ops.depth_to_space(x, factor))
+        x = activation(_depth_to_space(x, factor))
     x = activation(convolution(hidden, 3, "conv_hidden")(x))
     x = convolution(channels, 5, "conv_out", 0.1)(x)
     # Half precision has fewer levels than an image.
     precise = keras.config.dtype_policy().variable_dtype
     x = layers.Add(dtype=precise)([x, _enlarge(images, scale, precise)])
     return keras.Model(images, x, name="generator")
+
+
+def _depth_to_space(maps, factor):
+    if hasattr(ops, "depth_to_space"):
+        return ops.depth_to_space(maps, factor)
+    return DepthToSpace(factor)(maps)
+
+
+@keras.saving.register_keras_serializable("keras_san")
+class DepthToSpace(layers.Layer):
+    """`keras.ops.depth_to_space` for versions of Keras that do not have it.
+
+    Args:
+        factor: Int, by how much height and width grow.
+    """
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, maps):
+        batch, height, width, channels = ops.shape(maps)
+        factor = self.factor
+        rest = channels // factor**2
+        x = ops.reshape(maps, (batch, height, width, factor, factor, rest))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(x, (batch, height * factor, width * factor, rest))
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        height, width = (n and n * self.factor for n in (height, width))
+        return batch, height, width, channels // self.factor**2
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
 
 
 def _enlarge(images, scale, dtype):
