@@ -9,18 +9,15 @@ import json
 import os
 import sys
 
-# Before TensorFlow is imported: its greetings would bury the progress bar.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import keras
+import numpy as np
+from PIL import Image, ImageOps
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image, ImageOps  # noqa: E402
-
-import keras_san  # noqa: E402
-from examples import attributes, command_line, data, files, runs  # noqa: E402
-from keras_san import callbacks, losses  # noqa: E402
-from keras_san.checks import check_count  # noqa: E402
-from keras_san.networks import stargan  # noqa: E402
+import keras_san
+from examples import attributes, command_line, data, files, runs
+from keras_san import callbacks, losses
+from keras_san.checks import check_count
+from keras_san.networks import stargan
 
 # What trains the networks: a small one for trying things out, and StarGAN's
 # sizes with SAN's hinge loss and single update of the critic. An epoch is no
@@ -260,7 +257,11 @@ def train(args):
         )
         return callbacks.image_grid(np.concatenate(rows), 1 + len(names))
 
-    shown = [batches.follow(), *command_line.pictured(run, picture, scale=2)]
+    shown = [
+        batches.follow(),
+        callbacks.Progress(),
+        *command_line.pictured(run, picture, scale=2),
+    ]
     finished = run.checkpoint.restore(gan)
     # Only now, that nothing about the arguments can be wrong any more.
     run.begin()
@@ -271,8 +272,7 @@ def train(args):
         epochs=args.epochs,
         initial_epoch=finished,
         shuffle=False,
-        # A progress bar in a file is one long line.
-        verbose=1 if sys.stdout.isatty() else 2,
+        verbose=0,
         callbacks=shown,
     )
     network = gan.averaged_generator or gan.generator

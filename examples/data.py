@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 # The split and the size that are read where none is asked for, and the filter
 # by which images are resized. For STL-10 all three are those of mimicry.
 _DEFAULTS = {
-    "digits": ("train", 32, Image.Resampling.BICUBIC),
+    "digits": ("train", 16, Image.Resampling.BICUBIC),
     "stl10": ("unlabelled", 48, Image.Resampling.BILINEAR),
 }
 _DEFAULTS_OF_OTHERS = ("train", None, Image.Resampling.BICUBIC)
@@ -47,7 +47,7 @@ def load(name="digits", split=None, resize=None, data_dir=None, download=False):
 
     Args:
         name: String. `"digits"` are scikit-learn's 1,797 handwritten digits,
-            enlarged to 32 x 32; they need no network. An existing folder
+            enlarged to 16 x 16; they need no network. An existing folder
             stands for all images below it, sorted by path, without hidden
             files; if all lie in sub-folders, those are the classes. Any
             other name is one of tensorflow-datasets.
@@ -56,8 +56,9 @@ def load(name="digits", split=None, resize=None, data_dir=None, download=False):
             stands for `"train"`, and for `"unlabelled"` in `"stl10"`.
         resize: Int `N`: the central square of each image, resized to N x N by
             PIL's bicubic filter, or for `"stl10"` by its bilinear one. `None`
-            stands for 48 in `"stl10"`, whose images have 96 x 96 pixels, and
-            leaves those of other datasets as they are.
+            stands for 16 in `"digits"`, which have 8 x 8 pixels, for 48 in
+            `"stl10"`, whose images have 96 x 96, and leaves those of other
+            datasets as they are.
         data_dir: String. Where tensorflow-datasets keeps its datasets.
             `None` stands for its own default.
         download: Boolean. Whether tensorflow-datasets may download and

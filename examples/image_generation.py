@@ -8,18 +8,15 @@ import argparse
 import os
 import sys
 
-# Before TensorFlow is imported: its greetings would bury the progress bar.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import keras
+import numpy as np
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-
-import keras_san  # noqa: E402
-from examples import command_line, data, runs  # noqa: E402
-from keras_san import callbacks, losses, normalizers, regularizers  # noqa: E402
-from keras_san.checks import check_count  # noqa: E402
-from keras_san.metrics import extractors  # noqa: E402
-from keras_san.networks import biggan, sngan  # noqa: E402
+import keras_san
+from examples import command_line, data, runs
+from keras_san import callbacks, losses, normalizers, regularizers
+from keras_san.checks import check_count
+from keras_san.metrics import extractors
+from keras_san.networks import biggan, sngan
 
 LATENT_DIM = 128
 
@@ -44,8 +41,8 @@ _SMALL = {
     "width": 0.25,
     "learning_rate": 5e-4,
     "ema": 0.995,
-    "epochs": 25,
-    "steps_per_epoch": 100,
+    "epochs": 10,
+    "steps_per_epoch": 200,
 }
 _BIGGAN = {
     "batch_size": 50,
@@ -115,8 +112,8 @@ def parse(argv=None):
     add(
         "--download",
         action="store_true",
-        help="let tensorflow-datasets download what is missing, and TensorFlow "
-        "Hub the Inception network",
+        help="let tensorflow-datasets download what is missing, and Keras the "
+        "Inception network",
     )
     add("--resize", type=int, metavar="N", help="crop and scale to NxN")
     add(
@@ -274,6 +271,7 @@ def main(argv=None):
         gan = make_gan(args, images)
         run.checkpoint.restore(gan)
     shown = [
+        callbacks.Progress(),
         callbacks.TrainingLog(run.folder),
         callbacks.SampleGrid(run.folder),
         callbacks.TensorBoard(run.path("tensorboard")),
@@ -299,8 +297,7 @@ def main(argv=None):
         initial_epoch=finished,
         steps_per_epoch=args.steps_per_epoch,
         shuffle=False,
-        # A progress bar in a file is one long line.
-        verbose=1 if sys.stdout.isatty() else 2,
+        verbose=0,
         callbacks=shown,
     )
     if gan.is_chief:

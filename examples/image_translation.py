@@ -9,15 +9,12 @@ import json
 import os
 import sys
 
-# Before TensorFlow is imported: its greetings would bury the progress bar.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import keras
+import numpy as np
+from PIL import Image
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-
-import keras_san  # noqa: E402
-from examples import (  # noqa: E402
+import keras_san
+from examples import (
     command_line,
     data,
     files,
@@ -25,10 +22,10 @@ from examples import (  # noqa: E402
     runs,
     scenes,
 )
-from keras_san import callbacks  # noqa: E402
-from keras_san.checks import check_count  # noqa: E402
-from keras_san.metrics import extractors  # noqa: E402
-from keras_san.networks import spade  # noqa: E402
+from keras_san import callbacks
+from keras_san.checks import check_count
+from keras_san.metrics import extractors
+from keras_san.networks import spade
 
 # What trains the networks: a small one for trying things out, and the settings
 # of the paper. An epoch is no pass over the data but what lies between two
@@ -272,6 +269,7 @@ def train(args):
     )
     shown = [
         batches.follow(),
+        callbacks.Progress(),
         *command_line.pictured(run, triptychs(validation, args.show)),
     ]
     if extractor is not None:
@@ -291,8 +289,7 @@ def train(args):
         epochs=args.epochs,
         initial_epoch=finished,
         shuffle=False,
-        # A progress bar in a file is one long line.
-        verbose=1 if sys.stdout.isatty() else 2,
+        verbose=0,
         callbacks=shown,
     )
     network = gan.averaged_generator or gan.generator

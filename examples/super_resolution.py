@@ -9,24 +9,21 @@ import argparse
 import os
 import sys
 
-# Before TensorFlow is imported: its greetings would bury the progress bar.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import keras
+from PIL import Image
 
-import keras  # noqa: E402
-from PIL import Image  # noqa: E402
-
-import keras_san  # noqa: E402
-from examples import (  # noqa: E402
+import keras_san
+from examples import (
     command_line,
     comparing,
     photographs,
     runs,
     upscaling,
 )
-from keras_san import callbacks, losses  # noqa: E402
-from keras_san.checks import check_count  # noqa: E402
-from keras_san.gan.base import StopWhenNotFinite  # noqa: E402
-from keras_san.networks import srgan  # noqa: E402
+from keras_san import callbacks, losses
+from keras_san.checks import check_count
+from keras_san.gan.base import StopWhenNotFinite
+from keras_san.networks import srgan
 
 # What trains the networks: a small one for trying things out, the settings of
 # the paper, and those of its authors' code. An epoch is no pass over the data
@@ -357,11 +354,11 @@ def train(args):
         epochs=args.epochs,
         initial_epoch=finished,
         shuffle=False,
-        # A progress bar in a file is one long line.
-        verbose=1 if sys.stdout.isatty() else 2,
+        verbose=0,
         callbacks=[
             crops.follow(),
             quality,
+            callbacks.Progress(),
             sheet,
             callbacks.TrainingLog(run.folder),
             callbacks.TensorBoard(
@@ -392,11 +389,12 @@ def pretrain(args, run, generator, pairs, validation, quality):
             epochs=args.pretraining_epochs,
             initial_epoch=finished,
             shuffle=False,
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=0,
             callbacks=[
                 crops.follow(),
                 StopWhenNotFinite(),
                 quality,
+                callbacks.Progress(),
                 comparing.ComparisonSheet(folder, validation),
                 callbacks.TrainingLog(folder),
                 checkpoint,

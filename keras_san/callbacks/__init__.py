@@ -15,6 +15,7 @@ from keras_san.callbacks.logs import (
     steps_taken,
 )
 from keras_san.callbacks.monitor import NormMonitor, draw_monitor
+from keras_san.callbacks.progress import Progress
 from keras_san.callbacks.samples import SampleGrid, image_grid, sample_grid
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluation",
     "ImageQuality",
     "NormMonitor",
+    "Progress",
     "SampleGrid",
     "TensorBoard",
     "TrainingLog",
