@@ -7,17 +7,18 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, matrix_norm, sparsity_aware, to_numpy
+from helpers import (
+    matrix_norm,
+    needs_training,
+    sparsity_aware,
+    to_numpy,
+)
 from PIL import Image
 from test_gan import fit, make_gan, some_images
 
 import keras_san
 from keras_san import SANWrapper, callbacks, metrics, normalizers
 from keras_san.networks import biggan
-
-needs_gan = pytest.mark.skipif(
-    BACKEND == "torch", reason="GAN trains on tensorflow and jax; run there"
-)
 
 
 def test_image_grid():
@@ -32,9 +33,9 @@ def test_image_grid():
     assert np.all(callbacks.image_grid(images * 3, 2)[1, 1] == 0)  # Clipped.
 
 
-@needs_gan
+@needs_training
 def test_sample_grid(tmp_path):
-    gan = make_gan()
+    gan = make_gan(None)
     grid = callbacks.SampleGrid(tmp_path / "run", rows=2, columns=3, scale=2)
     fit(gan, epochs=2, callbacks=[grid])
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -47,22 +48,27 @@ def test_sample_grid(tmp_path):
     assert np.any(first != last)
 
 
-@needs_gan
-def test_sample_grid_shows_another_picture(tmp_path):
+def a_picture():
     picture = np.full((3, 5, 3), 7, "uint8")
     picture[1] = 200
-    grid = callbacks.SampleGrid(tmp_path, scale=2, picture=lambda gan: picture)
-    fit(make_gan(), epochs=1, callbacks=[grid])
+    return picture
+
+
+def test_sample_grid_shows_another_picture(tmp_path):
+    grid = callbacks.SampleGrid(
+        tmp_path, scale=2, picture=lambda model: a_picture()
+    )
+    fit_a_plain_model(1, grid)
     found = np.asarray(Image.open(tmp_path / "samples_0001.png"))
     np.testing.assert_array_equal(
-        found, picture.repeat(2, axis=0).repeat(2, axis=1)
+        found, a_picture().repeat(2, axis=0).repeat(2, axis=1)
     )
-    assert grid.latest is picture
+    np.testing.assert_array_equal(grid.latest, a_picture())
 
 
-@needs_gan
+@needs_training
 def test_sample_grid_shows_a_class_a_column(tmp_path):
-    gan = make_gan(num_classes=3)
+    gan = make_gan(None, num_classes=3)
     seen = []
     gan.generate = lambda n, labels, seed, **kwargs: (
         seen.append(labels) or np.zeros((n, 8, 8, 1))
@@ -73,30 +79,43 @@ def test_sample_grid_shows_a_class_a_column(tmp_path):
     np.testing.assert_array_equal(seen[0], [0, 1, 2, 0] * 2)
 
 
-@needs_gan
+@needs_training
 def test_training_log(tmp_path):
     gan = make_gan()
     log = callbacks.TrainingLog(tmp_path)
-    history = fit(gan, epochs=3, callbacks=[log])
+    history = fit(gan, epochs=2, callbacks=[log])
     rows = callbacks.read_log(tmp_path / "log.csv")
-    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["epoch"] for row in rows] == [1, 2]
     for name, values in history.items():
         np.testing.assert_allclose([row[name] for row in rows], values)
-    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert [row["step"] for row in rows] == [2, 4]
     seconds = [row["seconds"] for row in rows]
-    assert 0.0 < seconds[0] < seconds[1] < seconds[2]
+    assert 0.0 < seconds[0] < seconds[1]
     first = gan.critic.get_layer("first")
     np.testing.assert_allclose(
         rows[-1]["norm/first"], to_numpy(first.kernel_norms[0].norm)
     )
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size[0] >= 600
-    # Two epochs are repeated, as after a restart from a backup.
-    fit(gan, epochs=3, initial_epoch=1, callbacks=[log])
+    # The second epoch is repeated, as after a restart from a backup.
+    fit(gan, epochs=2, initial_epoch=1, callbacks=[log])
     again = callbacks.read_log(tmp_path / "log.csv")
-    assert [row["epoch"] for row in again] == [1, 2, 3]
-    assert again[0] == rows[0] and again[2] != rows[2]
+    assert [row["epoch"] for row in again] == [1, 2]
+    assert again[0] == rows[0] and again[1] != rows[1]
     assert again[1]["seconds"] > rows[0]["seconds"]  # It goes on counting.
+
+
+def fit_a_plain_model(epochs, *found):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model.fit(
+        np.ones((4, 2)),
+        np.ones((4, 1)),
+        batch_size=2,
+        epochs=epochs,
+        verbose=0,
+        callbacks=list(found),
+    )
 
 
 def extract(images):
@@ -106,15 +125,15 @@ def extract(images):
     return flat @ mixing, flat @ mixing
 
 
-@needs_gan
+@needs_training
 class TestEvaluation:
     def test_values(self):
-        gan = make_gan()
+        gan = make_gan(None)
         images = np.random.default_rng(0).integers(
             256, size=(50, 8, 8, 1), dtype="uint8"
         )
         evaluation = callbacks.Evaluation(images, extract, 2, 40, seed=3)
-        history = fit(gan, epochs=4, callbacks=[evaluation])
+        history = fit(gan, some_images(8), epochs=4, callbacks=[evaluation])
         assert len(history["custom_fid"]) == 2
 
         chosen = np.random.default_rng(3).permutation(50)[:40]  # Some of all.
@@ -160,11 +179,7 @@ class TestEvaluation:
         fid.update_state(images, real=True)
         fid.update_state(drawn)
         # Of any model, one that makes nothing of random vectors, too.
-        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        model.compile("sgd", "mse")
-        found = model.fit(
-            np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[evaluation]
-        ).history
+        found = fit_a_plain_model(1, evaluation).history
         assert found["custom_samples"] == [30]
         np.testing.assert_allclose(
             found["custom_fid"], [fid.result()["fid"]], rtol=1e-5
@@ -173,18 +188,14 @@ class TestEvaluation:
     def test_the_last_epoch_is_evaluated(self):
         images = np.zeros((20, 8, 8, 1), "uint8")
         evaluation = callbacks.Evaluation(images, extract, 5, 30)
-        history = fit(make_gan(), epochs=3, callbacks=[evaluation])
+        history = fit(
+            make_gan(None), some_images(8), epochs=3, callbacks=[evaluation]
+        )
         assert history["custom_samples"] == [30]
         assert history["custom_real_samples"] == [20]
 
-    def test_again_is_the_same(self):
-        gan = make_gan()
-        images = np.zeros((30, 8, 8, 1), "uint8")
-        evaluation = callbacks.Evaluation(images, extract, num_images=30)
-        assert evaluation.evaluate(gan) == evaluation.evaluate(gan)
-
     def test_many_images_are_different_ones(self):
-        gan = make_gan()
+        gan = make_gan(None)
         seen = []
 
         def generate(n, seed, **kwargs):
@@ -197,8 +208,8 @@ class TestEvaluation:
         counts, draws = zip(*seen)
         assert counts == (1000, 1000, 500) and len(set(draws)) == 3
 
-    def test_label(self):
-        gan = make_gan()
+    def test_label_and_again_the_same(self):
+        gan = make_gan(None)
 
         class Judge:
             label = ""
@@ -209,7 +220,9 @@ class TestEvaluation:
         images = np.zeros((30, 8, 8, 1), "uint8")
         evaluation = callbacks.Evaluation(images, Judge(), num_images=30)
         names = {"is", "is_std", "fid", "kid", "samples", "splits"}
-        assert set(evaluation.evaluate(gan)) == names | {"real_samples"}
+        values = evaluation.evaluate(gan)
+        assert set(values) == names | {"real_samples"}
+        assert evaluation.evaluate(gan) == values
 
     @pytest.mark.parametrize(
         "settings", [{"every": 0}, {"num_images": 9}, {"num_images": 20.0}]
@@ -240,10 +253,19 @@ class TestEvaluation:
         assert np.abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.2
 
 
-@needs_gan
+@needs_training
 class TestCheckpoint:
     @pytest.mark.parametrize(
-        "settings", [{}, {"ema": 0.9, "critic_steps": 2}, {"num_classes": 3}]
+        "settings",
+        [
+            {},
+            {
+                "normalizer": "sn",
+                "ema": 0.9,
+                "critic_steps": 2,
+                "num_classes": 3,
+            },
+        ],
     )
     def test_goes_on_as_if_nothing_had_been(self, tmp_path, settings):
         images = [some_images()]
@@ -255,16 +277,16 @@ class TestCheckpoint:
             gan.fit(**data, batch_size=8, verbose=0, shuffle=False, **kwargs)
 
         whole = make_gan(**settings)
-        train(whole, epochs=4)
+        train(whole, epochs=2)
         train(
             make_gan(**settings),
-            epochs=2,
+            epochs=1,
             callbacks=[callbacks.Checkpoint(tmp_path)],
         )
         checkpoint = callbacks.Checkpoint(tmp_path)
-        assert checkpoint.finished_epochs() == 2
+        assert checkpoint.finished_epochs() == 1
         gan = make_gan(**settings)
-        train(gan, epochs=4, initial_epoch=checkpoint.restore(gan))
+        train(gan, epochs=2, initial_epoch=checkpoint.restore(gan))
         for expected, found in zip(whole.weights, gan.weights):
             np.testing.assert_allclose(
                 to_numpy(found),
@@ -277,15 +299,16 @@ class TestCheckpoint:
     def test_one_file_remains(self, tmp_path):
         checkpoint = callbacks.Checkpoint(tmp_path / "new" / "folder")
         assert checkpoint.finished_epochs() == 0
-        assert checkpoint.restore(make_gan()) == 0
-        fit(make_gan(), epochs=3, callbacks=[checkpoint])
+        gan = make_gan(None)
+        assert checkpoint.restore(gan) == 0
+        fit(gan, some_images(8), epochs=3, callbacks=[checkpoint])
         names = [path.name for path in (tmp_path / "new/folder").iterdir()]
         assert names == ["epoch_3.keras"]
 
     def test_the_disk_is_full(self, tmp_path):
-        gan = make_gan()
+        gan = make_gan(None)
         checkpoint = callbacks.Checkpoint(tmp_path)
-        fit(gan, epochs=1, callbacks=[checkpoint])
+        fit(gan, some_images(8), callbacks=[checkpoint])
         before = (tmp_path / "epoch_1.keras").read_bytes()
         # A limit on the size of files is met as the end of a disk is.
         with limited_files(len(before) // 2):
@@ -293,40 +316,39 @@ class TestCheckpoint:
                 checkpoint.on_epoch_end(1)
         assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.keras"]
         assert (tmp_path / "epoch_1.keras").read_bytes() == before
-        assert checkpoint.restore(make_gan()) == 1
+        assert checkpoint.restore(make_gan(None)) == 1
 
-    def test_of_another_network(self, tmp_path):
+    def test_files_that_do_not_fit(self, tmp_path):
         checkpoint = callbacks.Checkpoint(tmp_path)
-        fit(make_gan(), epochs=1, callbacks=[checkpoint])
+        gan = make_gan(None)
+        fit(gan, some_images(8), callbacks=[checkpoint])
+        # That of another network, of another optimizer, and a damaged one.
         with pytest.raises(ValueError, match="does not fit.*epoch_1.keras"):
-            checkpoint.restore(make_gan(num_classes=3))
-
-    def test_of_another_optimizer(self, tmp_path):
-        checkpoint = callbacks.Checkpoint(tmp_path)
-        fit(make_gan(), epochs=1, callbacks=[checkpoint])
-        gan = make_gan()
+            checkpoint.restore(make_gan(None, num_classes=3))
         gan.compile(keras.optimizers.SGD(), keras.optimizers.SGD())
         with pytest.raises(ValueError, match="does not fit.*optimizer"):
             checkpoint.restore(gan)
+        path = tmp_path / "epoch_1.keras"
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(ValueError, match="damaged.*epoch_1.keras"):
+            checkpoint.restore(make_gan(None))
 
     def test_what_has_diverged_is_not_kept(self, tmp_path):
         gan = make_gan(None)
         checkpoint = callbacks.Checkpoint(tmp_path)
-        fit(gan, epochs=1, callbacks=[checkpoint])
+        fit(gan, some_images(8), callbacks=[checkpoint])
         before = (tmp_path / "epoch_1.keras").read_bytes()
         weight = gan.critic.trainable_weights[0]
         weight.assign(np.full(weight.shape, np.nan))
         with pytest.raises(ValueError, match="has diverged in epoch 2"):
-            fit(gan, epochs=2, initial_epoch=1, callbacks=[checkpoint])
+            fit(
+                gan,
+                some_images(8),
+                epochs=2,
+                initial_epoch=1,
+                callbacks=[checkpoint],
+            )
         assert (tmp_path / "epoch_1.keras").read_bytes() == before
-
-    def test_damaged(self, tmp_path):
-        checkpoint = callbacks.Checkpoint(tmp_path)
-        fit(make_gan(), epochs=1, callbacks=[checkpoint])
-        path = tmp_path / "epoch_1.keras"
-        path.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(ValueError, match="damaged.*epoch_1.keras"):
-            checkpoint.restore(make_gan())
 
 
 @contextlib.contextmanager
@@ -341,7 +363,7 @@ def limited_files(size):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@needs_gan
+@needs_training
 def test_tensorboard(tmp_path):
     gan = make_gan()
     board = callbacks.TensorBoard(tmp_path, rows=2, columns=3)
@@ -354,12 +376,12 @@ def test_tensorboard(tmp_path):
     assert {"critic_loss", "norm/first"} <= set(events.Tags()["scalars"])
     for name in history:
         found = events.Scalars(name)
-        assert [event.step for event in found] == [4, 8]
+        assert [event.step for event in found] == [2, 4]
         np.testing.assert_allclose(
             [event.value for event in found], history[name], rtol=1e-6
         )
     png = events.Images("samples")[-1]
-    assert png.step == 8
+    assert png.step == 4
     with Image.open(io.BytesIO(png.encoded_image_string)) as image:
         grid = callbacks.sample_grid(gan, 2, 3)
         np.testing.assert_array_equal(np.asarray(image), grid[..., 0])
@@ -377,9 +399,9 @@ def test_a_missing_package_is_told_at_once(tmp_path, monkeypatch):
             made(tmp_path)
 
 
-@needs_gan
+@needs_training
 def test_only_the_chief_writes(tmp_path, monkeypatch):
-    gan = make_gan()
+    gan = make_gan(None)
     monkeypatch.setattr(type(gan), "is_chief", False)
     found = [
         callbacks.TrainingLog(tmp_path / "a"),
@@ -388,7 +410,7 @@ def test_only_the_chief_writes(tmp_path, monkeypatch):
         callbacks.Checkpoint(tmp_path / "d"),
         callbacks.Evaluation(np.zeros((9, 8, 8, 1)), extract, 1, 40),
     ]
-    history = fit(gan, epochs=1, callbacks=found)
+    history = fit(gan, some_images(8), callbacks=found)
     assert not list(tmp_path.iterdir())
     assert "custom_fid" not in history
 
@@ -423,7 +445,7 @@ def test_kernel_norms():
     np.testing.assert_allclose(norms["norm/plain"], plain, rtol=1e-4)
 
 
-@needs_gan
+@needs_training
 def test_logged_norms_are_the_critics(tmp_path):
     """Also where both networks have layers of the same names."""
     gan = keras_san.GAN(
@@ -524,32 +546,59 @@ def test_enlarge_cuts_off():
 
 
 def test_training_log_of_a_plain_model(tmp_path):
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
     log = callbacks.TrainingLog(tmp_path)
     checkpoint = callbacks.Checkpoint(tmp_path)
-    model.fit(
-        np.ones((4, 2)),
-        np.ones((4, 1)),
-        batch_size=2,
-        epochs=2,
-        verbose=0,
-        callbacks=[log, checkpoint],
-    )
+    fit_a_plain_model(2, log, checkpoint)
     rows = callbacks.read_log(tmp_path / "log.csv")
     assert [row["step"] for row in rows] == [2, 4]
     assert set(rows[0]) == {"epoch", "step", "seconds", "loss"}
     assert checkpoint.finished_epochs() == 2
 
 
-@needs_gan
 def test_tensorboard_shows_another_picture(tmp_path):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
-    picture = np.full((3, 5, 3), 7, "uint8")
-    board = callbacks.TensorBoard(tmp_path, picture=lambda model: picture)
-    fit(make_gan(), epochs=1, callbacks=[board])
+    board = callbacks.TensorBoard(tmp_path, picture=lambda model: a_picture())
+    fit_a_plain_model(1, board)
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     (image,) = events.Images("samples")
     assert (image.height, image.width) == (3, 5)
+
+
+class TestProgress:
+    def train(self, capsys, **kwargs):
+        gan = make_gan(None)
+        progress = callbacks.Progress()
+        images = some_images(32)
+        fit(gan, images, batch_size=8, callbacks=[progress], **kwargs)
+        return capsys.readouterr().out
+
+    def test_a_line_an_epoch(self, capsys):
+        """In a file: no line is written over."""
+        first, second = self.train(capsys, epochs=2).splitlines()
+        assert first.startswith(" 50% 4/8 [0") and "step" in first
+        assert second.startswith("100% 8/8 [") and "critic_loss=" in second
+
+    def test_of_a_resumed_training(self, capsys):
+        (line,) = self.train(capsys, epochs=4, initial_epoch=3).splitlines()
+        assert line.startswith("100% 16/16 [")
+
+    def test_several_steps_an_execution(self, capsys):
+        gan = make_gan(None)
+        gan.compile(steps_per_execution=3)
+        fit(
+            gan,
+            some_images(40),
+            epochs=1,
+            steps_per_epoch=5,
+            callbacks=[callbacks.Progress()],
+        )
+        assert capsys.readouterr().out.startswith("100% 5/5 [")
+
+    def test_in_a_terminal(self, capsys, monkeypatch):
+        """The line below is rewritten; those of epochs stay."""
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        shown = self.train(capsys, epochs=2)
+        assert "\r 12%|" in shown and "| 1/8 [" in shown
+        assert shown.count("critic_loss=") >= 2

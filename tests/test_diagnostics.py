@@ -6,7 +6,13 @@ import helpers
 import keras
 import numpy as np
 import pytest
-from helpers import matrix_norm, operator_norm, sparsity_aware, to_numpy
+from helpers import (
+    images_of,
+    matrix_norm,
+    operator_norm,
+    sparsity_aware,
+    to_numpy,
+)
 from keras import layers, ops
 
 from keras_san import SANConv2D, SANDense, SANWrapper, normalizers
@@ -31,11 +37,6 @@ ONES = (1, 1)
 
 def approx(expected, rel=1e-4, abs=1e-6):
     return pytest.approx(expected, rel=rel, abs=abs)
-
-
-def images_of(*shape, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.uniform(-1.0, 1.0, shape).astype("float32")
 
 
 def sequential(shape, *parts):
@@ -245,7 +246,7 @@ def test_variances_of_groups():
     assert row["variance_xavier"] == approx(square * 9 * (2 + 3) / 2)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_operator_norm_is_at_least_that_of_the_matrix(seed):
     rng = np.random.default_rng(seed)
     model = sequential(
@@ -275,8 +276,7 @@ def test_constant_taps_reach_the_limit():
     )
 
 
-@pytest.mark.parametrize("form", ["divide", "project"])
-@pytest.mark.parametrize("factor", [3.0, 0.3])
+@pytest.mark.parametrize("form, factor", [("divide", 3.0), ("project", 0.3)])
 def test_a_kernel_that_moved(form, factor):
     model = sequential(
         (4, 4, 2),
@@ -637,7 +637,7 @@ def test_signal_gains():
     assert model.layers[0].activation is keras.activations.relu
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_norms_bound_gains(seed):
     rng = np.random.default_rng(seed)
     model = sequential(
@@ -799,12 +799,18 @@ def test_gradients_by_finite_differences(kind):
         )
         np.testing.assert_allclose(found, norms, rtol=2e-3)
 
-    def joint(values):
-        kernel, weights = np.split(values, [36])
-        return score(images, kernel.reshape(3, 3, 2, 2), weights.reshape(-1, 1))
-
-    point = np.concatenate([w.ravel() for w in run])
     if kind == "san":
+        point = np.concatenate([w.ravel() for w in run])
+        # What each entry of the kernel adds, as there are many to score.
+        taps = np.stack(
+            [convolve(images, k.reshape(3, 3, 2, 2)) for k in np.eye(36)]
+        ).reshape(36, 3, -1)
+
+        def joint(values):
+            hidden = np.tanh(np.tensordot(values[:36], taps, 1))
+            return np.mean(hidden @ values[36:])
+
+        assert joint(point) == approx(score(images, *run))
         hessian = np.stack(
             [
                 derivative(
@@ -881,7 +887,7 @@ def test_raw_gradients_of_a_kernel_that_moved():
     assert row["weight_norm"] == approx(3.0)
 
 
-@pytest.mark.parametrize("normalizer", [None, "san", "bsn"])
+@pytest.mark.parametrize("normalizer", ["san", "bsn"])
 def test_eulers_rule(normalizer):
     # Without bias D is homogeneous in each of its kernels.
     model = sequential(
@@ -971,7 +977,7 @@ def chain_critic(width):
 @pytest.mark.parametrize("make", [chain_critic, residual_critic])
 def test_bounds_hold(make):
     model = make(4)
-    for seed in range(5):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         for weight in model.weights:
             if weight.trainable:

@@ -48,6 +48,10 @@ def tfgan():
             root + name.removeprefix(names[0]).replace(".", "/")
         ]
         sys.modules[name] = package
+    # With it Inception is loaded; its import needs what setuptools has lost.
+    hub = "tensorflow_hub"
+    before = sys.modules.get(hub)
+    sys.modules[hub] = types.ModuleType(hub)
     # What they import warns of its own future.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -57,6 +61,9 @@ def tfgan():
     # Else `import tensorflow_gan` would find these empty packages.
     for name in [n for n in sys.modules if n.startswith(names[0])]:
         del sys.modules[name]
+    del sys.modules[hub]
+    if before is not None:
+        sys.modules[hub] = before
     return module
 
 

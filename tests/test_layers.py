@@ -17,7 +17,14 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, matrix_norm, sparsity_aware, to_numpy
+from helpers import (
+    BACKEND,
+    circular_convolution,
+    matrix_norm,
+    sparsity_aware,
+    to_numpy,
+    value_and_gradient,
+)
 from hypothesis import strategies as st
 from keras import layers, ops
 
@@ -37,7 +44,7 @@ ACTIVATIONS = {
 }
 
 
-property_test = helpers.property_test(tensorflow=25, jax=6, torch=25)
+property_test = helpers.property_test(tensorflow=12, jax=4, torch=12)
 
 
 def raw_kernel(shape, seed):
@@ -55,27 +62,6 @@ def seeded(seed):
 
 def some_inputs(shape, seed):
     return np.random.default_rng([1, seed]).normal(size=shape).astype("float32")
-
-
-def circular_convolution(inputs, kernel, strides, dilation_rate, groups=1):
-    """Output `i` is centred on input `i * stride`; images repeat."""
-    rank = kernel.ndim - 2
-    inputs, kernel = np.asarray(inputs, "float64"), kernel.astype("float64")
-    fan_in, filters = kernel.shape[-2:]
-    outputs = np.zeros((*inputs.shape[:-1], filters))
-    for group in range(groups):
-        rows = slice(group * fan_in, (group + 1) * fan_in)
-        columns = slice(
-            group * filters // groups, (group + 1) * filters // groups
-        )
-        for tap in np.ndindex(*kernel.shape[:rank]):
-            shift = [
-                (k - 1) * d // 2 - t * d
-                for k, t, d in zip(kernel.shape, tap, dilation_rate)
-            ]
-            rolled = np.roll(inputs[..., rows], shift, range(1, rank + 1))
-            outputs[..., columns] += rolled @ kernel[tap][:, columns]
-    return outputs[(slice(None), *(slice(None, None, s) for s in strides))]
 
 
 def dense_matrix(kernel, grid, strides, dilation_rate):
@@ -323,9 +309,15 @@ PADDED = {
 }
 
 
-@pytest.mark.parametrize("name", PADDED)
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@each_form
+@pytest.mark.parametrize(
+    "name, padding, form",
+    [(name, "same", "divide") for name in PADDED]
+    + [
+        ("conv2d", "valid", "divide"),
+        ("conv2d_transpose", "valid", "divide"),
+        ("separable", "valid", "project"),
+    ],
+)
 def test_other_paddings_are_the_plain_layers(name, padding, form):
     constructor, shape = PADDED[name]
     keras.utils.set_random_seed(0)
@@ -455,7 +447,6 @@ def built(layer, shape):
             lambda: SANConv2D(2, 3, normalizer="snn"),
             r"Choose one of \[.*'san'.*Received: normalizer='snn'",
         ),
-        (lambda: SANDense(2, normalizer=3), "Received: normalizer=3"),
         (
             lambda: SANWrapper(layers.Dense(2), "spectral"),
             "Received: normalizer='spectral'",
@@ -463,10 +454,6 @@ def built(layer, shape):
         (
             lambda: SANWrapper(layers.ReLU(name="act")),
             r"Only layers with a `kernel`.*Received: layer=<ReLU name=act",
-        ),
-        (
-            lambda: SANWrapper(layers.BatchNormalization()),
-            r"Only layers with a `kernel`.*type BatchNormalization\)",
         ),
         (
             lambda: SANWrapper(built(NoKernel(), (1, 2))),
@@ -493,10 +480,6 @@ def built(layer, shape):
             r"is for convolutions.*Received: layer=<Dense name=d,.*type Dense",
         ),
         (
-            lambda: SANWrapper(Custom(2), padding="circular"),
-            r"is for convolutions.*type Custom\)",
-        ),
-        (
             lambda: SANWrapper(
                 layers.Conv1D(2, 3, padding="causal"), padding="circular"
             ),
@@ -516,10 +499,6 @@ def built(layer, shape):
         (
             lambda: SANWrapper(layers.Dense(2), padding="bad"),
             "must be \"circular\", or None.*Received: padding='bad'",
-        ),
-        (
-            lambda: SANWrapper(layers.Conv2D(2, 3), padding="same"),
-            "Received: padding='same'",
         ),
         (
             lambda: SANConv2D(2, (3, 7), name="wide").build((None, 4, 2, 1)),
@@ -587,8 +566,7 @@ def test_padding_wider_than_an_image_of_unknown_size_in_a_graph():
 # What can be wrapped, and what remains of it.
 
 
-@each_form
-@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("rank, form", [(2, "project"), (3, "divide")])
 def test_custom_layers_count_as_matrices(rank, form):
     layer = SANWrapper(Custom(rank), normalizers.SparsityAware(form=form))
     inputs = some_inputs((2, 3, 5), 0)
@@ -644,7 +622,7 @@ def test_a_trained_layer_keeps_its_weights():
     outputs = to_numpy(layer(inputs))
     for weight, value in zip(plain.weights, before):
         np.testing.assert_array_equal(to_numpy(weight), value)
-    norm = sparsity_aware(before[0], (5, 4), (1, 1))
+    norm = sparsity_aware(before[0], (5, 4))
     np.testing.assert_allclose(
         outputs - 1, (to_numpy(plain(inputs)) - 1) / norm, rtol=1e-3, atol=1e-5
     )
@@ -656,7 +634,7 @@ def test_a_trained_layer_is_projected():
     kernel, bias = (to_numpy(w) for w in plain.weights)
     layer = SANWrapper(plain, normalizers.SparsityAware(form="project"))
     layer.build((None, 5, 4, 2))
-    norm = sparsity_aware(kernel, (5, 4), (1, 1))
+    norm = sparsity_aware(kernel, (5, 4))
     np.testing.assert_allclose(
         to_numpy(plain.kernel), kernel / norm, rtol=1e-4, atol=1e-7
     )
@@ -714,14 +692,15 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"name": "mine"},
-        {"trainable": False},
-        {"activity_regularizer": "l1"},
-        {"dtype": "mixed_bfloat16"},
         {"dtype": "float16"},
+        {
+            "name": "mine",
+            "trainable": False,
+            "activity_regularizer": "l1",
+            "dtype": "mixed_bfloat16",
+        },
     ],
-    ids=str,
+    ids=["few", "many"],
 )
 def test_configuration_round_trip(name, settings):
     layer = ROUND_TRIPS[name](**settings)
@@ -845,6 +824,7 @@ DENSE_ARGUMENTS = [
     "wrap", [lambda n: SANConv2D(4, 3, normalizer=n), None], ids=["own", "wrap"]
 )
 def test_settings_reach_the_measurement(wrap):
+    keras.utils.set_random_seed(0)
     normalizer = normalizers.SparsityAware(**SAN)
     if wrap is None:
         layer = SANWrapper(layers.Conv2D(4, 3), normalizer, "circular")
@@ -856,27 +836,25 @@ def test_settings_reach_the_measurement(wrap):
     assert norm.seed_generator is not None
     kernel = to_numpy(norm.get_kernel())
     filters = {
-        float(sparsity_aware(kernel[..., i : i + 1, j : j + 1], (5, 4), (1, 1)))
+        float(sparsity_aware(kernel[..., i : i + 1, j : j + 1], (5, 4)))
         for i in range(4)
         for j in range(4)
     }
     seen = [float(to_numpy(norm.norm))]
-    for _ in range(30):
+    for _ in range(24):
         layer(inputs, training=True)
         seen.append(float(to_numpy(norm.norm)))
     # Measured at each third call, of a subset: some filter's own norm.
-    for start in range(0, 30, 3):
+    for start in range(0, 24, 3):
         assert len(set(seen[start : start + 3])) == 1
-    assert len(set(seen)) > 2
+    assert len(set(seen)) > 1
     for value in seen:
         assert min(abs(value - f) / f for f in filters) < 1e-4
     # Half of 16 filters always hold one of the nine largest.
     assert min(seen) >= sorted(filters)[-9] * 0.999
     np.testing.assert_allclose(
         to_numpy(layer(inputs)),
-        circular_convolution(
-            inputs, kernel * 0.7 / (2.0 * seen[-1]), (1, 1), (1, 1)
-        ),
+        circular_convolution(inputs, kernel * 0.7 / (2.0 * seen[-1])),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -996,30 +974,10 @@ def test_masked_inputs():
 
 def input_gradient(function, inputs):
     """The gradient of the sum of the squares of `function(inputs)`."""
-
-    def objective(x):
-        return ops.sum(ops.square(function(x)))
-
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        inputs = tf.constant(inputs)
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            value = objective(inputs)
-        return to_numpy(tape.gradient(value, inputs))
-    if BACKEND == "jax":
-        import jax
-
-        def stateless(x):
-            with keras.StatelessScope():
-                return objective(x)
-
-        return to_numpy(jax.grad(stateless)(inputs))
-    inputs = ops.convert_to_tensor(inputs)
-    inputs.requires_grad_()
-    objective(inputs).backward()
-    return to_numpy(inputs.grad)
+    _, gradient = value_and_gradient(
+        lambda x: ops.sum(ops.square(function(x))), inputs
+    )
+    return gradient
 
 
 def test_no_gradient_flows_through_the_gain():
@@ -1038,8 +996,7 @@ def test_no_gradient_flows_through_the_gain():
 @pytest.mark.skipif(
     BACKEND == "torch", reason="GANs train on TensorFlow and JAX"
 )
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_a_gan_measures_its_real_images(dtype):
+def test_a_gan_measures_its_real_images():
     keras.utils.set_random_seed(0)
     generator = keras.Sequential(
         [
@@ -1051,9 +1008,9 @@ def test_a_gan_measures_its_real_images(dtype):
     critic = keras.Sequential(
         [
             keras.Input((8, 8, 3)),
-            SANConv2D(32, 3, normalizer=adaptive(), dtype=dtype),
+            SANConv2D(32, 3, normalizer=adaptive(), dtype="mixed_bfloat16"),
             layers.LeakyReLU(0.8),
-            SANConv2D(4, 4, 2, normalizer=adaptive(), dtype=dtype),
+            SANConv2D(4, 4, 2, normalizer=adaptive(), dtype="mixed_bfloat16"),
             layers.Flatten(),
             SANDense(1, normalizer=adaptive()),
         ]
@@ -1201,8 +1158,8 @@ def test_hold_norms_leaves_other_threads_alone():
     )
 
 
-# In models. A learning rate of 0 leaves kernels alone, so that what `fit` has
-# measured is known.
+# In models. The norm is measured before the kernel is updated, so that what
+# one step of `fit` has measured is known.
 
 
 def double(norm):
@@ -1280,9 +1237,14 @@ def used_twice(form):
     return keras.Model(inputs, outputs), conv, (4, 5, 4, 2)
 
 
-@each_form
 @pytest.mark.parametrize(
-    "make", [time_distributed, in_a_layer, in_a_model, used_twice]
+    "make, form",
+    [
+        (time_distributed, "divide"),
+        (in_a_layer, "divide"),
+        (in_a_model, "project"),
+        (used_twice, "divide"),
+    ],
 )
 def test_fit_measures_and_trains(make, form):
     keras.utils.set_random_seed(0)
@@ -1292,19 +1254,19 @@ def test_fit_measures_and_trains(make, form):
     model(inputs)
     (norm,) = conv.kernel_norms
     kernel = to_numpy(conv.kernel)
+    model.compile(keras.optimizers.Adam(0.01), "mse")
     if form == "divide":
         expected = double(norm)
-        model.compile(keras.optimizers.SGD(0.0), "mse")
-        model.fit(inputs, targets, verbose=0)
+    first = model.fit(inputs, targets, verbose=0).history["loss"][0]
+    if form == "divide":
         np.testing.assert_allclose(to_numpy(norm.norm), expected, rtol=1e-4)
-    model.compile(keras.optimizers.Adam(0.01), "mse")
-    history = model.fit(inputs, targets, epochs=15, verbose=0).history
-    assert history["loss"][-1] < history["loss"][0]
+    history = model.fit(inputs, targets, epochs=10, verbose=0).history
+    assert history["loss"][-1] < first
     trained = to_numpy(conv.kernel)
     assert np.abs(trained - kernel).max() > 1e-3
     if form == "project":
         np.testing.assert_allclose(
-            sparsity_aware(trained, (5, 4), (1, 1)), 1.0, rtol=1e-4
+            sparsity_aware(trained, (5, 4)), 1.0, rtol=1e-4
         )
 
 
@@ -1314,9 +1276,9 @@ def test_one_layer_twice_sees_one_kernel():
     inputs = some_inputs(shape, 0)
     kernel = to_numpy(conv.kernel) * 3
     conv.kernel.assign(kernel)
-    kernel = kernel / sparsity_aware(kernel, (5, 4), (1, 1))
-    once = circular_convolution(inputs, kernel, (1, 1), (1, 1))
-    twice = circular_convolution(once, kernel, (1, 1), (1, 1))
+    kernel = kernel / sparsity_aware(kernel, (5, 4))
+    once = circular_convolution(inputs, kernel)
+    twice = circular_convolution(once, kernel)
     weight, bias = (to_numpy(w) for w in model.layers[-1].weights)
     check(model(inputs, training=True), twice.reshape(4, -1) @ weight + bias)
 
@@ -1404,13 +1366,13 @@ def test_kernels_larger_than_the_image(wrap):
     inputs = some_inputs((1, 2, 3, 2), 0)
     outputs = layer(inputs)
     kernel = raw_kernel((5, 4, 2, 2), 0)
-    kernel = kernel / sparsity_aware(kernel, (2, 3), (1, 1))
-    check(outputs, circular_convolution(inputs, kernel, (1, 1), (1, 1)))
+    kernel = kernel / sparsity_aware(kernel, (2, 3))
+    check(outputs, circular_convolution(inputs, kernel))
 
 
 def test_documented_alignment():
     """`before = total // 2`: even kernels reach further down and right."""
-    for k in range(1, 6):
+    for k in (1, 2, 3, 4):
         kernel = np.zeros((k, k, 1, 1), "float32")
         kernel[0, 0] = 1.0
         layer = SANConv2D(1, k, use_bias=False, normalizer=None)
@@ -1426,9 +1388,8 @@ def test_documented_alignment():
         )
 
 
-@each_form
-@pytest.mark.parametrize("wrap", [True, False])
-def test_lora_is_refused(form, wrap):
+@pytest.mark.parametrize("wrap, form", [(True, "divide"), (False, "project")])
+def test_lora_is_refused(wrap, form):
     san = normalizers.SparsityAware(form=form)
     layer = (
         SANWrapper(layers.Dense(3), san)

@@ -3,7 +3,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, to_numpy
+from helpers import BACKEND, needs_training, to_numpy, trainable_parameters
 from keras import layers
 
 import keras_san
@@ -58,10 +58,6 @@ def some_inputs(model, n=3):
     return arrays if len(arrays) > 1 else arrays[0]
 
 
-def trainable_parameters(model):
-    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-
-
 def conv(kernel_size, inputs, outputs):
     return kernel_size**2 * inputs * outputs + outputs
 
@@ -91,7 +87,8 @@ def test_parameter_counts(resolution, generator, critic):
     ]
     expected = sum(k * a * b + b for k, a, b in shapes) + start**2 * 512 + 1
     assert expected == critic
-    assert trainable_parameters(sngan.critic(resolution)) == critic
+    model = sngan.critic(resolution, normalizer=None)
+    assert trainable_parameters(model) == critic
 
 
 @pytest.mark.parametrize(
@@ -134,7 +131,7 @@ def test_parameter_counts_of_resnet_critics(
     expected = sum(conv(3, a, b) + conv(3, b, b) for a, b in pairs)
     expected += sum(conv(1, a, b) for a, b in pairs[:shortcuts])
     assert expected + filters[-1] == parameters
-    model = sngan.resnet_critic(**settings)
+    model = sngan.resnet_critic(**settings, normalizer=None)
     assert trainable_parameters(model) == parameters
 
 
@@ -151,10 +148,10 @@ def test_parameter_counts_of_biggan():
     expected += block + conv(1, 256, 256) + 2 * block
     expected += 256 + 1 + 10 * 256
     assert expected == 4_207_361
-    assert trainable_parameters(biggan.critic()) == expected
+    assert trainable_parameters(biggan.critic(normalizer=None)) == expected
 
 
-@pytest.mark.parametrize("normalizer", ["san", "sn", "bssn", "conv_sn", None])
+@pytest.mark.parametrize("normalizer", ["san", "conv_sn", None])
 def test_shapes_and_ranges(normalizer):
     generator = sngan.generator(16, 1, latent_dim=4, width=0.05)
     critic = sngan.critic(16, 1, width=0.05, normalizer=normalizer)
@@ -163,19 +160,19 @@ def test_shapes_and_ranges(normalizer):
     assert images.shape == (3, 16, 16, 1)
     assert np.abs(images).max() <= 1.0
     assert critic(images).shape == (3, 1)
-    assert critic.layers[0].normalizer is None or normalizer
+    kind = type(normalizers.get(normalizer))
+    assert {type(n) for n in normalized_layers(critic).values()} == {kind}
 
 
 @pytest.mark.parametrize(
-    ("networks", "resolution"),
+    ("networks", "resolution", "normalizer"),
     [
-        ((sngan.resnet_generator, sngan.resnet_critic), 32),
-        ((sngan.resnet_generator, sngan.resnet_critic), 64),
-        ((biggan.generator, biggan.critic), 8),
-        ((biggan.generator, biggan.critic), 24),
+        ((sngan.resnet_generator, sngan.resnet_critic), 32, "san"),
+        ((sngan.resnet_generator, sngan.resnet_critic), 64, None),
+        ((biggan.generator, biggan.critic), 8, None),
+        ((biggan.generator, biggan.critic), 24, "san"),
     ],
 )
-@pytest.mark.parametrize("normalizer", ["san", None])
 def test_shapes_and_ranges_of_resnets(networks, resolution, normalizer):
     settings = {"channels": 1, "width": 0.02}
     generator = networks[0](resolution, latent_dim=4, **settings)
@@ -308,27 +305,20 @@ def test_residual_networks_are_those_of_the_papers(name, in_numpy, arguments):
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_saving(name, tmp_path):
+@pytest.mark.parametrize("name", [n for n in NETWORKS if "stl" not in n])
+def test_saving_and_strip(name, tmp_path):
     model = make(name)
     inputs = some_inputs(model)
+    expected = to_numpy(model(inputs))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(
-        to_numpy(loaded(inputs)), to_numpy(model(inputs))
-    )
+    np.testing.assert_array_equal(to_numpy(loaded(inputs)), expected)
 
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_strip(name):
-    model = make(name)
-    inputs = some_inputs(model)
     stripped = keras_san.strip(model)
     assert not any(
         isinstance(layer, (SANConv2D, SANDense, SANWrapper))
         for layer in stripped.layers
     )
-    expected = to_numpy(model(inputs))
     np.testing.assert_allclose(
         to_numpy(stripped(inputs)),
         expected,
@@ -340,11 +330,8 @@ def test_strip(name):
 @pytest.mark.parametrize("name", ["biggan_generator", "biggan_critic"])
 def test_labels_matter(name):
     model = make(name)
-    inputs = some_inputs(model, n=1)
-    outputs = [
-        to_numpy(model([inputs[0], np.array([label], "int32")]))
-        for label in range(10)
-    ]
+    first = some_inputs(model, n=1)[0].repeat(10, axis=0)
+    outputs = to_numpy(model([first, np.arange(10, dtype="int32")]))
     for index, output in enumerate(outputs):
         for other in outputs[:index]:
             assert np.abs(output - other).max() > 1e-4
@@ -361,12 +348,20 @@ def normalized_layers(model):
 @pytest.mark.parametrize(
     ("normalizer", "kind", "last"),
     [
-        ("san", normalizers.SparsityAware, normalizers.Spectral),
-        ("bssn", normalizers.BidirectionalSpectral, normalizers.Spectral),
+        (
+            normalizers.SparsityAware(form="project"),
+            normalizers.SparsityAware,
+            normalizers.Spectral,
+        ),
+        (
+            normalizers.BidirectionalSpectral(scale=1.5, update_interval=3),
+            normalizers.BidirectionalSpectral,
+            normalizers.Spectral,
+        ),
         (None, type(None), type(None)),
     ],
 )
-def test_what_the_biggan_critic_normalizes(normalizer, kind, last):
+def test_what_the_whole_biggan_critic_normalizes(normalizer, kind, last):
     critic = biggan.critic(8, width=0.02, normalizer=normalizer)
     blocks = {f"block_{i}_conv_{j}" for i in (1, 2, 3, 4) for j in (1, 2)}
     blocks |= {"block_1_shortcut", "block_2_shortcut"}
@@ -374,6 +369,11 @@ def test_what_the_biggan_critic_normalizes(normalizer, kind, last):
     assert set(found) == {*blocks, "dense", "embedding"}
     for name, found_normalizer in found.items():
         assert type(found_normalizer) is (kind if name in blocks else last)
+        # All have the settings of the one that was given.
+        if normalizer is not None:
+            for name in ("scale", "update_interval", "form"):
+                given = getattr(normalizer, name)
+                assert getattr(found_normalizer, name) == given
 
 
 def test_what_the_biggan_generator_normalizes():
@@ -389,13 +389,6 @@ def test_what_the_biggan_generator_normalizes():
     assert len(plain) == 3 * 2 * 2
 
 
-def test_the_whole_biggan_critic_has_the_settings_of_its_normalizer():
-    given = normalizers.BidirectionalSpectral(scale=1.5, form="project")
-    critic = biggan.critic(8, width=0.02, normalizer=given)
-    for found in normalized_layers(critic).values():
-        assert (found.scale, found.form) == (1.5, "project")
-
-
 def test_one_normalizer_in_the_whole_resnet_critic():
     critic = sngan.resnet_critic(width=0.02, normalizer="sn")
     found = normalized_layers(critic)
@@ -403,27 +396,33 @@ def test_one_normalizer_in_the_whole_resnet_critic():
     assert {type(n) for n in found.values()} == {normalizers.Spectral}
 
 
-@pytest.mark.parametrize("padding", ["circular", "same"])
 @pytest.mark.parametrize("critic", [*CRITICS, srgan.critic])
-def test_padding(critic, padding):
-    model = critic(width=0.02, padding=padding)
+def test_padding(critic):
+    model = critic(width=0.02, padding="same", normalizer=None)
     for layer in model.layers:
         if isinstance(layer, SANConv2D):
-            assert layer.circular == (padding == "circular")
-            assert layer.get_config()["padding"] == padding
+            assert not layer.circular
+            assert layer.get_config()["padding"] == "same"
 
 
-@pytest.mark.parametrize("network", FUNCTIONS)
+@pytest.mark.parametrize(
+    "network", [sngan.generator, sngan.resnet_generator, biggan.generator]
+)
 def test_settings_of_batch_normalization(network):
-    for layer in network(width=0.02).layers:
-        if isinstance(layer, layers.BatchNormalization):
-            assert (layer.momentum, layer.epsilon) == (0.9, 1e-5)
+    found = {
+        (layer.momentum, layer.epsilon)
+        for layer in network(width=0.02).layers
+        if isinstance(layer, layers.BatchNormalization)
+    }
+    assert found == {(0.9, 1e-5)}
 
 
 @pytest.mark.parametrize("name", ["cifar_generator", "cifar_critic"])
 def test_default_initializers_of_resnets(name):
     """Glorot's, with a gain of the square root of 2 for 3x3 kernels."""
     function, settings = NETWORKS[name]
+    if name.endswith("critic"):
+        settings = {**settings, "normalizer": None}
     model = function(width=0.5, **settings)
     for layer in model.layers:
         if not hasattr(layer, "kernel"):
@@ -444,7 +443,7 @@ def test_default_initializers_of_resnets(name):
 def test_default_initializers_of_biggan(name):
     keras.utils.set_random_seed(0)
     function, settings = NETWORKS[name]
-    model = function(width=0.5, **settings)
+    model = function(width=0.25, **settings)
     for weight in model.trainable_weights:
         values = to_numpy(weight)
         if weight.name in ("kernel", "embeddings"):
@@ -464,7 +463,7 @@ def kernels(model):
 
 
 @pytest.mark.parametrize("critic", CRITICS)
-def test_kernel_settings(critic):
+def test_kernel_settings_and_initializers(critic):
     constraint = keras.constraints.MaxNorm(0.5)
     settings = {
         "kernel_initializer": keras.initializers.RandomNormal(stddev=0.1),
@@ -484,14 +483,9 @@ def test_kernel_settings(critic):
     expected = 0.25 * sum(np.sum(to_numpy(k) ** 2) for k in found.values())
     losses = sum(to_numpy(loss) for loss in model.losses)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("critic", CRITICS)
-def test_one_initializer_draws_anew_for_each_layer(critic):
-    initializer = keras.initializers.RandomNormal(stddev=0.1)
-    model = critic(width=0.05, kernel_initializer=initializer)
-    corners = {to_numpy(k).ravel()[0] for k in kernels(model).values()}
-    assert len(corners) == len(kernels(model))
+    # One initializer draws anew for each layer.
+    corners = {to_numpy(kernel).ravel()[0] for kernel in found.values()}
+    assert len(corners) == len(found)
 
 
 @pytest.mark.parametrize(
@@ -530,23 +524,24 @@ def test_activation_norm_that_cancels_the_normalizer():
         sngan.critic(activation_norm="batch", normalizer="san")
 
 
-@pytest.mark.parametrize("resolution", [0, 4, 30])
 @pytest.mark.parametrize(
-    "network",
-    [sngan.generator, sngan.critic, biggan.generator, biggan.critic],
+    ("network", "resolutions"),
+    [
+        (sngan.generator, (0, 30)),
+        (sngan.critic, (0, 30)),
+        (biggan.generator, (0, 30)),
+        (biggan.critic, (0, 30)),
+        (sngan.resnet_generator, (0, 16, 50)),
+        (sngan.resnet_critic, (0, 16, 50)),
+        (srgan.critic, (0, 48)),
+    ],
 )
-def test_bad_resolution(network, resolution):
-    with pytest.raises(ValueError, match=f"Received: resolution={resolution}"):
-        network(resolution)
-
-
-@pytest.mark.parametrize("resolution", [0, 16, 40, 50])
-@pytest.mark.parametrize(
-    "network", [sngan.resnet_generator, sngan.resnet_critic]
-)
-def test_bad_resolution_of_resnets(network, resolution):
-    with pytest.raises(ValueError, match=f"Received: resolution={resolution}"):
-        network(resolution)
+def test_bad_resolution(network, resolutions):
+    for resolution in resolutions:
+        with pytest.raises(
+            ValueError, match=f"Received: resolution={resolution}"
+        ):
+            network(resolution)
 
 
 def test_no_last_block_for_small_images():
@@ -554,16 +549,12 @@ def test_no_last_block_for_small_images():
         sngan.resnet_critic(32, last_block=True)
 
 
-@pytest.mark.skipif(
-    BACKEND == "torch", reason="GAN trains on tensorflow and jax"
-)
+@needs_training
 def test_a_conditional_gan_trains(tmp_path):
     generator = biggan.generator(8, width=0.02)
-    critic = biggan.critic(8, width=0.02)
-    gan = keras_san.GAN(
-        generator, critic, 128, num_classes=10, critic_steps=2, ema=0.9
-    )
-    gan.compile()
+    critic = biggan.critic(8, width=0.02, normalizer=None)
+    gan = keras_san.GAN(generator, critic, 128, num_classes=10, ema=0.9)
+    gan.compile(run_eagerly=BACKEND == "tensorflow")
     before = [
         {w.path: to_numpy(w) for w in m.trainable_weights}
         for m in (generator, critic)
@@ -593,11 +584,10 @@ def test_arguments_are_documented(network):
         assert f"\n        {argument}: " in network.__doc__, argument
 
 
-@pytest.mark.parametrize("width", [0.0, -1.0])
 @pytest.mark.parametrize("network", [sngan.critic, biggan.generator])
-def test_bad_width(network, width):
-    with pytest.raises(ValueError, match=f"Received: width={width}"):
-        network(width=width)
+def test_bad_width(network):
+    with pytest.raises(ValueError, match="Received: width=0.0"):
+        network(width=0.0)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -623,7 +613,8 @@ def test_parameter_counts_of_the_srgan_critic(batch_norm):
         expected += 4 * filters if batch_norm else 0
         channels = filters
     expected += 4 * 4 * 512 * 64 + 64 + 64 + 1
-    assert trainable_parameters(srgan.critic(batch_norm=batch_norm)) == expected
+    model = srgan.critic(batch_norm=batch_norm, normalizer=None)
+    assert trainable_parameters(model) == expected
 
 
 def leaky(x):
@@ -726,7 +717,7 @@ def test_what_batch_normalization_cancels(batch_norm):
     assert np.allclose(before, after, rtol=0.01, atol=0.01) == batch_norm
 
 
-@pytest.mark.parametrize("normalizer", ["san", "bssn", None])
+@pytest.mark.parametrize("normalizer", ["bssn", None])
 def test_what_the_srgan_critic_normalizes(normalizer):
     found = normalized_layers(srgan.critic(32, 1, 0.02, normalizer))
     assert len(found) == 12
@@ -752,13 +743,24 @@ def test_the_srgan_generator_has_all_levels_in_half_precision(dtype):
     )
 
 
-@pytest.mark.parametrize("scale", [1, 5, 16])
+@pytest.mark.parametrize("scale", [1, 5])
 def test_scales_of_srgan(scale):
     with pytest.raises(ValueError, match=f"scale={scale}"):
         srgan.generator(scale)
 
 
-@pytest.mark.parametrize("resolution", [0, 16, 48])
-def test_resolutions_of_the_srgan_critic(resolution):
-    with pytest.raises(ValueError, match=f"resolution={resolution}"):
-        srgan.critic(resolution)
+def test_depth_to_space():
+    """What stands in where Keras has none is what TensorFlow and Keras do."""
+    maps = np.random.default_rng(0).normal(size=(2, 3, 5, 12))
+    expected = maps.reshape(2, 3, 5, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+    expected = expected.reshape(2, 6, 10, 3)
+    layer = srgan.DepthToSpace(2)
+    inputs = keras.Input((None, None, 12))
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output_shape == (None, None, None, 3)
+    np.testing.assert_allclose(to_numpy(model(maps)), expected, rtol=1e-6)
+    if hasattr(keras.ops, "depth_to_space"):
+        found = to_numpy(keras.ops.depth_to_space(maps, 2))
+        np.testing.assert_array_equal(found, expected)
+    copy = srgan.DepthToSpace.from_config(layer.get_config())
+    assert copy.factor == 2

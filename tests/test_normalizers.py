@@ -7,11 +7,15 @@ import helpers
 import keras
 import numpy as np
 import pytest
+from helpers import (
+    operator_norm,
+    sparse_gain,
+    sparsity_aware,
+    value_and_gradient,
+)
 from keras import ops
 
 from keras_san import normalizers
-
-BACKEND = keras.config.backend()
 
 pytestmark = helpers.ignore_torch_copies
 
@@ -51,32 +55,10 @@ def top(matrix):
     return np.linalg.norm(np.asarray(matrix, np.float64), 2)
 
 
-def largest_dft_entry(kernel, image):
-    return np.abs(
-        np.fft.fftn(kernel.astype("float64"), image, axes=(0, 1))
-    ).max()
-
-
 def bidirectional(kernel):
     fan_in = kernel.reshape(-1, kernel.shape[-1])
     fan_out = kernel.swapaxes(-1, -2).reshape(-1, kernel.shape[-2])
     return (top(fan_in) + top(fan_out)) / 2
-
-
-def operator(kernel, image, strides, dilation=(1, 1), groups=1):
-    """The norm of a 2-D cyclic convolution, as a dense matrix."""
-    kernel = np.asarray(kernel, np.float64)
-    (h, w), (s, t) = image, strides
-    m, n = kernel.shape[2], kernel.shape[3] // groups
-    matrix = np.zeros((h // s, w // t, groups, n, h, w, groups, m))
-    for y, x in np.ndindex(h // s, w // t):
-        for a, b in np.ndindex(*kernel.shape[:2]):
-            row = (y * s + a * dilation[0]) % h
-            column = (x * t + b * dilation[1]) % w
-            for g in range(groups):
-                block = kernel[a, b, :, g * n : (g + 1) * n]
-                matrix[y, x, g, :, row, column, g] += block.T
-    return top(matrix.reshape(h // s * (w // t) * groups * n, -1))
 
 
 # Choosing one.
@@ -117,15 +99,9 @@ def test_get_none_and_objects():
     "unknown",
     [
         "SAN",
-        "",
-        "batch",
         3,
-        1.0,
-        True,
-        (),
         normalizers.Spectral,
         {},
-        {"scale": 2.0},
         {"class_name": "Nothing", "config": {}},
         keras.saving.serialize_keras_object(keras.layers.Dense(3)),
     ],
@@ -145,22 +121,12 @@ def test_get_unknown(unknown):
 
 SETTINGS = [
     {},
-    {"scale": 0.7},
-    {"scale": 3},
-    {"update_interval": 7},
-    {"form": "project"},
-    {"form": "project", "scale": 1.4},
+    {"form": "project", "scale": 3},
     {"form": "divide", "scale": 2.5, "update_interval": 2},
 ]
 SAN_SETTINGS = [
-    {"ratio": 0.25},
-    {"ratio": 1},
-    {"gain": 1.3},
-    {"gain": 2, "form": "project"},
     {"ratio": 0.5, "gain": 1.1, "scale": 0.1, "update_interval": 3},
-    {"gain": "adaptive"},
     {"gain": "adaptive", "ratio": 0.5, "scale": 2.0},
-    {"sparsity": 4},
     {"sparsity": 2, "gain": 1.3, "form": "project"},
 ]
 
@@ -211,26 +177,31 @@ def test_a_bad_setting_in_a_config_is_reported():
 # Bad settings.
 
 
-@pytest.mark.parametrize("cls", sorted(set(CLASSES.values()), key=str))
 @pytest.mark.parametrize(
-    "settings",
+    "cls, settings",
     [
-        {"scale": 0},
-        {"scale": 0.0},
-        {"scale": -1.5},
-        {"scale": float("nan")},
-        {"scale": float("inf")},
-        {"scale": "b"},
-        {"scale": None},
-        {"update_interval": 0},
-        {"update_interval": -2},
-        {"update_interval": 1.5},
-        {"update_interval": 2.0},
-        {"update_interval": "a"},
-        {"update_interval": None},
-        {"form": "x"},
-        {"form": None},
-        {"form": "Divide"},
+        (normalizers.SparsityAware, settings)
+        for settings in [
+            {"scale": 0.0},
+            {"scale": float("nan")},
+            {"scale": float("inf")},
+            {"scale": "b"},
+            {"update_interval": 0},
+            {"update_interval": 2.0},
+            {"form": "Divide"},
+            {"ratio": 0},
+            {"ratio": 1.5},
+            {"gain": -1},
+            {"gain": "b"},
+            {"sparsity": 0},
+            {"sparsity": 2.0},
+        ]
+    ]
+    # The others share their constructor.
+    + [
+        (normalizers.Spectral, {"scale": None}),
+        (normalizers.BidirectionalSpectral, {"update_interval": None}),
+        (normalizers.ConvSpectral, {"form": None}),
     ],
     ids=repr,
 )
@@ -238,38 +209,6 @@ def test_bad_settings(cls, settings):
     [(name, value)] = settings.items()
     with pytest.raises(ValueError) as error:
         cls(**settings)
-    assert f"Received: {name}={value!r}" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"ratio": 0},
-        {"ratio": 0.0},
-        {"ratio": -1},
-        {"ratio": 1.5},
-        {"ratio": float("nan")},
-        {"ratio": "a"},
-        {"ratio": None},
-        {"gain": 0},
-        {"gain": -1},
-        {"gain": float("nan")},
-        {"gain": float("inf")},
-        {"gain": "b"},
-        {"gain": None},
-        {"sparsity": 0},
-        {"sparsity": -1},
-        {"sparsity": 2.0},
-        {"sparsity": "a"},
-        {"sparsity": None},
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize("form", ["divide", "project"])
-def test_bad_settings_of_san(settings, form):
-    [(name, value)] = settings.items()
-    with pytest.raises(ValueError) as error:
-        normalizers.SparsityAware(**settings, form=form)
     assert f"Received: {name}={value!r}" in str(error.value)
 
 
@@ -345,11 +284,11 @@ STRIDED = convolution(IMAGE, strides=(2, 1))
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("san", largest_dft_entry(KERNEL, IMAGE)),
+        ("san", sparsity_aware(KERNEL, IMAGE)),
         ("sn", top(KERNEL.reshape(-1, 6))),
         ("bsn", bidirectional(KERNEL)),
         ("bssn", bidirectional(KERNEL)),
-        ("conv_sn", operator(KERNEL, IMAGE, (2, 1))),
+        ("conv_sn", operator_norm(KERNEL, IMAGE, (2, 1))),
     ],
 )
 def test_norm_of_a_convolution(name, expected):
@@ -397,10 +336,10 @@ def test_norm_of_a_transposed_convolution():
     geometry = convolution(IMAGE, strides=(2, 1), transposed=True)
     fan_in = KERNEL.swapaxes(2, 3).reshape(-1, 4)
     for name, expected in [
-        ("san", largest_dft_entry(KERNEL, IMAGE)),
+        ("san", sparsity_aware(KERNEL, IMAGE)),
         ("sn", top(fan_in)),
         ("bsn", bidirectional(KERNEL)),
-        ("conv_sn", operator(KERNEL, IMAGE, (2, 1))),
+        ("conv_sn", operator_norm(KERNEL, IMAGE, (2, 1))),
     ]:
         norm = normalizers.get(name).norm(KERNEL, geometry)
         assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
@@ -410,11 +349,11 @@ def test_norm_of_a_depthwise_convolution():
     # Each of the 4 channels has 6 filters of its own.
     geometry = convolution(IMAGE, strides=(2, 1), groups=4, depthwise=True)
     exact = max(
-        operator(KERNEL[:, :, i : i + 1], IMAGE, (2, 1)) for i in range(4)
+        operator_norm(KERNEL[:, :, i : i + 1], IMAGE, (2, 1)) for i in range(4)
     )
     flat = KERNEL.reshape(3, 3, 1, 24)
     for name, expected in [
-        ("san", largest_dft_entry(KERNEL, IMAGE)),
+        ("san", sparsity_aware(KERNEL, IMAGE)),
         ("sn", top(flat.reshape(9, 24))),
         ("bsn", bidirectional(flat)),
         ("conv_sn", exact),
@@ -425,47 +364,34 @@ def test_norm_of_a_depthwise_convolution():
 
 def test_norm_of_a_grouped_and_dilated_convolution():
     geometry = convolution(IMAGE, dilation_rate=(2, 3), groups=2)
-    expected = operator(KERNEL, IMAGE, (1, 1), (2, 3), groups=2)
+    expected = operator_norm(KERNEL, IMAGE, (1, 1), (2, 3), groups=2)
     norm = normalizers.get("conv_sn").norm(KERNEL, geometry)
     assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
-    spread = np.zeros((*IMAGE, 4, 6))
-    for a, b in np.ndindex(3, 3):
-        spread[2 * a % IMAGE[0], 3 * b % IMAGE[1]] += KERNEL[a, b]
-    expected = np.abs(np.fft.fft2(spread, axes=(0, 1))).max()
+    expected = sparsity_aware(KERNEL, IMAGE, (2, 3))
     norm = normalizers.get("san").norm(KERNEL, geometry)
     assert float(array(norm)) == pytest.approx(expected, rel=1e-5)
 
 
-def sparse(kernel, sparsity, image, dilation=(1, 1)):
-    """Of a kernel `(height, width, in, out)`."""
-    spread = np.zeros((*image, *kernel.shape[2:]))
-    for a, b in np.ndindex(kernel.shape[:2]):
-        place = (a * dilation[0] % image[0], b * dilation[1] % image[1])
-        spread[place] += kernel[a, b]
-    power = np.abs(np.fft.fft2(spread, axes=(0, 1))) ** 2
-    return np.sqrt(np.sort(power, axis=2)[:, :, -sparsity:].sum(2).max())
-
-
-@pytest.mark.parametrize("sparsity", [1, 2, 3, 50])
+@pytest.mark.parametrize("sparsity", [1, 3, 50])
 def test_norm_for_sparse_signals(sparsity):
     normalizer = normalizers.SparsityAware(sparsity=sparsity)
     swapped = KERNEL.swapaxes(2, 3)
     for geometry, expected in [
-        (STRIDED, sparse(KERNEL, sparsity, IMAGE)),
+        (STRIDED, sparse_gain(KERNEL, sparsity, IMAGE)),
         (
             convolution(IMAGE, dilation_rate=(2, 3)),
-            sparse(KERNEL, sparsity, IMAGE, (2, 3)),
+            sparse_gain(KERNEL, sparsity, IMAGE, (2, 3)),
         ),
         # Each of the outputs reads but the four channels of its group.
-        (convolution(IMAGE, groups=2), sparse(KERNEL, sparsity, IMAGE)),
+        (convolution(IMAGE, groups=2), sparse_gain(KERNEL, sparsity, IMAGE)),
         (
             convolution(IMAGE, strides=(2, 1), transposed=True),
-            sparse(swapped, sparsity, IMAGE),
+            sparse_gain(swapped, sparsity, IMAGE),
         ),
         # Each of the outputs reads one channel.
         (
             convolution(IMAGE, groups=4, depthwise=True),
-            largest_dft_entry(KERNEL, IMAGE),
+            sparsity_aware(KERNEL, IMAGE),
         ),
     ]:
         norm = normalizer.norm(KERNEL, geometry)
@@ -479,7 +405,7 @@ def test_norm_for_sparse_signals(sparsity):
     dense = normalizer.norm(gaussian(7, 5), DENSE)
     assert float(array(dense)) == pytest.approx(top(gaussian(7, 5)), rel=1e-5)
     norm = float(array(normalizer.norm(KERNEL, convolution(None))))
-    supremum = sparse(KERNEL, sparsity, (512, 512))
+    supremum = sparse_gain(KERNEL, sparsity, (256, 256))
     assert 0.9975 * supremum <= norm <= supremum * (1 + 1e-5)
 
 
@@ -602,7 +528,7 @@ def test_the_adaptive_gain_is_at_least_that_of_the_share():
 
 def test_images_of_unknown_size():
     geometry = convolution(None)
-    supremum = largest_dft_entry(KERNEL, (1024, 1024))
+    supremum = sparsity_aware(KERNEL, (512, 512))
     norm = float(array(normalizers.get("san").norm(KERNEL, geometry)))
     assert 0.9975 * supremum <= norm <= supremum * (1 + 1e-5)
     for method in ["norm", "matrices", "start"]:
@@ -625,7 +551,7 @@ def test_measuring_a_subset():
     gains = np.abs(np.fft.fft2(KERNEL, IMAGE, axes=(0, 1))).max((0, 1))
     geometry = convolution(IMAGE)
     seen = set()
-    for seed in range(20):
+    for seed in range(12):
         sample = normalizer.draw(KERNEL.shape, geometry, seed)
         chosen = array(sample)
         assert chosen.shape == (6,)
@@ -646,26 +572,26 @@ def test_nothing_is_drawn_where_nothing_is_left_out():
         assert normalizers.get(name).draw(KERNEL.shape, geometry, 0) is None
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", [*CLASSES, "sparsity=3"])
-def test_bad_numbers_are_never_hidden(name, bad):
+def test_bad_numbers_are_never_hidden(name):
     if name == "sparsity=3":
         normalizer = normalizers.SparsityAware(sparsity=3)
     else:
         normalizer = normalizers.get(name)
     state = normalizer.start(KERNEL, STRIDED)
-    broken = KERNEL.copy()
-    broken[1, 1, 2, 3] = bad
-    assert np.isnan(array(normalizer.norm(broken, STRIDED)))
-    norm, _ = normalizer.measure(broken, STRIDED, state)
-    assert np.isnan(array(norm))
+    for bad in (np.nan, np.inf):
+        broken = KERNEL.copy()
+        broken[1, 1, 2, 3] = bad
+        assert np.isnan(array(normalizer.norm(broken, STRIDED)))
+        norm, _ = normalizer.measure(broken, STRIDED, state)
+        assert np.isnan(array(norm))
 
 
 def test_bad_numbers_outside_of_the_subset_are_never_hidden():
     normalizer = normalizers.SparsityAware(ratio=0.25)
     broken = KERNEL.copy()
     broken[1, 1, 2, 3] = np.nan
-    for seed in range(8):
+    for seed in range(4):
         sample = normalizer.draw(KERNEL.shape, STRIDED, seed)
         assert np.isnan(array(normalizer.norm(broken, STRIDED, sample)))
 
@@ -674,15 +600,14 @@ def test_bad_numbers_outside_of_the_subset_are_never_hidden():
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_the_divided_kernel_has_the_norm_that_was_asked_for(name, scale):
-    normalizer = CLASSES[name](scale=scale)
+def test_the_divided_kernel_has_the_norm_that_was_asked_for(name):
+    normalizer = CLASSES[name](scale=0.3)
     for kernel, geometry in [(KERNEL, STRIDED), (gaussian(7, 5), DENSE)]:
         norm = normalizer.norm(kernel, geometry)
         divided = array(normalizer.divide(tensor(kernel), geometry, norm))
         assert divided.dtype == np.float32
         after = float(array(normalizer.norm(divided, geometry)))
-        assert after == pytest.approx(scale, rel=1e-5)
+        assert after == pytest.approx(0.3, rel=1e-5)
         factor = divided.ravel() @ kernel.ravel() / np.square(kernel).sum()
         np.testing.assert_allclose(divided, kernel * factor, rtol=1e-4)
 
@@ -738,7 +663,7 @@ def test_measurement_follows_a_changed_kernel(name):
     changed = KERNEL + 0.3 * gaussian(3, 3, 4, 6, seed=1)
     exact = float(array(normalizer.norm(changed, STRIDED)))
     values = []
-    for _ in range(100):
+    for _ in range(50):
         norm, state = normalizer.measure(changed, STRIDED, state)
         values.append(float(array(norm)))
     assert max(values) <= exact * (1 + 1e-5)
@@ -747,29 +672,6 @@ def test_measurement_follows_a_changed_kernel(name):
 
 
 # The linearized norm.
-
-
-def value_and_gradient(function, x):
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        x = tf.constant(x)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            value = function(x)
-        gradient = tape.gradient(value, x)
-    elif BACKEND == "jax":
-        import jax
-
-        value, gradient = jax.value_and_grad(function)(x)
-    else:
-        import torch
-
-        x = torch.tensor(x, requires_grad=True)
-        value = function(x)
-        value.backward()
-        value, gradient = value.detach(), x.grad
-    return float(array(value)), array(gradient)
 
 
 def finite_differences(function, x, step=1e-5):
@@ -812,21 +714,19 @@ MATRIX = gaussian(6, 4, seed=3)
             "conv_sn",
             SMALL,
             convolution((4, 4)),
-            lambda k: operator(k, (4, 4), (1, 1)),
+            lambda k: operator_norm(k, (4, 4), (1, 1)),
         ),
         (
             "conv_sn",
             SMALL,
             convolution((4, 6), strides=(2, 1)),
-            lambda k: operator(k, (4, 6), (2, 1)),
+            lambda k: operator_norm(k, (4, 6), (2, 1)),
         ),
         (
             "conv_sn",
             SMALL,
             convolution((4, 2), groups=2, depthwise=True),
-            lambda k: max(
-                operator(k[:, :, i : i + 1], (4, 2), (1, 1)) for i in (0, 1)
-            ),
+            lambda k: max(operator_norm(k[:, :, [i]], (4, 2)) for i in (0, 1)),
         ),
         (
             "san",
@@ -841,7 +741,7 @@ def test_linearized_has_value_and_gradient_of_the_norm(
 ):
     normalizer = normalizers.get(name)
     state = normalizer.start(kernel, geometry)
-    for _ in range(50):
+    for _ in range(10):
         _, state = normalizer.measure(kernel, geometry, state)
 
     def linearized(kernel):

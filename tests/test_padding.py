@@ -20,7 +20,7 @@ only_on_tensorflow = pytest.mark.skipif(
 )
 
 
-property_test = helpers.property_test(tensorflow=150, jax=30, torch=150)
+property_test = helpers.property_test(tensorflow=40, jax=10, torch=40)
 
 
 def images(spatial, data_format="channels_last", seed=0):
@@ -122,7 +122,7 @@ def test_circular_pad_follows_the_configured_data_format():
         keras.config.set_image_data_format(before)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32"])
 def test_circular_pad_keeps_the_dtype(dtype):
     inputs = ops.cast(np.arange(5).reshape(1, 5, 1), dtype)
     outputs = circular_pad(inputs, ((2, 1),), "channels_last")
@@ -137,9 +137,7 @@ def test_circular_pad_keeps_the_dtype(dtype):
     "spatial, amounts, quoted",
     [
         ((3,), ((4, 0),), "padding=(4, 0) on axis 1 of inputs"),
-        ((3,), ((0, 4),), "padding=(0, 4) on axis 1 of inputs"),
         ((8, 2), ((2, 2), (2, 3)), "padding=(2, 3) on axis 2 of inputs"),
-        ((1, 9), ((2, 2), (1, 1)), "padding=(2, 2) on axis 1 of inputs"),
         (
             (4, 4, 4),
             ((0, 0), (1, 1), (5, 5)),
@@ -253,26 +251,10 @@ def test_circular_pad_carries_gradients():
     weights = np.arange(1, 9, dtype="float32").reshape(1, 8, 1)
 
     def loss(x):
-        return ops.sum(circular_pad(x, ((1, 3),), "channels_last") * weights)
+        padded = circular_pad(x, ((1, 3),), "channels_last")
+        return ops.sum(padded * ops.convert_to_tensor(weights))
 
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        x = tf.Variable(x)
-        with tf.GradientTape() as tape:
-            value = loss(x)
-        gradient = tape.gradient(value, x).numpy()
-    elif BACKEND == "jax":
-        import jax
-
-        gradient = np.asarray(jax.grad(loss)(x))
-    else:
-        import torch
-
-        weights = torch.tensor(weights)
-        x = torch.tensor(x, requires_grad=True)
-        loss(x).backward()
-        gradient = x.grad.numpy()
+    _, gradient = helpers.value_and_gradient(loss, x)
     # Outputs: 3 | 0 1 2 3 | 0 1 2.
     np.testing.assert_allclose(
         gradient.ravel(), [2 + 6, 3 + 7, 4 + 8, 1 + 5], rtol=1e-6
@@ -343,8 +325,10 @@ def test_the_gradient_of_a_padding_is_a_slice_and_a_few_sums():
     assert kinds.count("ConcatV2") == 4
 
 
-@pytest.mark.parametrize("extent", [4, 5, 6, 7])
-@pytest.mark.parametrize("stride", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "extent, stride",
+    [(5, 1), (4, 2), (7, 2), (4, 3), (5, 3), (6, 3), (4, 5), (7, 5)],
+)
 def test_strided_layers_read_no_more_than_they_need(extent, stride):
     for kernel_size in range(1, 5):
         layer = keras.layers.Conv1D(

@@ -3,15 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, ignore_torch_copies, to_numpy
+from helpers import BACKEND, ignore_torch_copies, needs_training, to_numpy
 from keras import layers
 
 from keras_san import PairedGAN, SANConv2D, SANDense, callbacks, losses
-
-needs_training = pytest.mark.skipif(
-    BACKEND == "torch",
-    reason="GAN trains on tensorflow and jax; .ci/run runs these tests there",
-)
 
 RNG = np.random.default_rng(0)
 SMALL = RNG.uniform(-1, 1, (8, 6, 6, 3)).astype("float32")
@@ -142,20 +137,23 @@ class TestContentLosses:
             to_numpy(found), expected, rtol=1e-3, atol=1e-4
         )
 
-    @pytest.mark.parametrize(
-        ("name", "content"),
-        [("weights.h5", b"nothing"), ("model.keras", b"nothing")],
-    )
-    def test_a_file_of_something_else(self, tmp_path, name, content):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"neither.*{name}"):
-            losses.PerceptualLoss(1.0, str(tmp_path / name))
+    def test_files_of_something_else(self, tmp_path, monkeypatch):
+        def small(include_top, weights):
+            return keras.Sequential(
+                [
+                    keras.Input((None, None, 3)),
+                    layers.Conv2D(2 + include_top, 3),
+                ]
+            )
 
-    def test_other_weights(self, tmp_path):
-        path = str(tmp_path / "other.weights.h5")
-        extractor().save_weights(path)
-        with pytest.raises(ValueError, match="neither.*other.weights.h5"):
-            losses.PerceptualLoss(1.0, path)
+        # The network itself takes long to make.
+        monkeypatch.setattr(keras.applications, "VGG19", small)
+        (tmp_path / "weights.h5").write_bytes(b"nothing")
+        (tmp_path / "model.keras").write_bytes(b"nothing")
+        extractor().save_weights(tmp_path / "other.weights.h5")
+        for path in tmp_path.iterdir():
+            with pytest.raises(ValueError, match=f"neither.*{path.name}"):
+                losses.PerceptualLoss(1.0, str(path))
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -218,8 +216,10 @@ class TestStep:
 
     def test_both_networks_learn(self):
         gan = make_gan(ema=0.9)
+        for optimizer in (gan.generator_optimizer, gan.critic_optimizer):
+            optimizer.learning_rate = 1e-2
         before = [w.copy() for w in gan.get_weights()]
-        history = fit(gan, epochs=30)
+        history = fit(gan, epochs=5, batch_size=8)
         assert history["pixel_loss"][-1] < history["pixel_loss"][0]
         for network in (gan.generator, gan.critic, gan.averaged_generator):
             assert any(
@@ -235,7 +235,7 @@ class TestStep:
         seen = []
         mark = np.arange(144, dtype="float32").reshape(1, 12, 12, 1)
         images = keras.ops.convert_to_tensor(np.repeat(mark, 3, axis=3))
-        for _ in range(200):
+        for _ in range(60):
             view = gan._make_view()
             first, second = to_numpy(view(images)), to_numpy(view(images))
             np.testing.assert_array_equal(first, second)
@@ -250,15 +250,11 @@ class TestStep:
 
     def test_images_of_any_size_for_a_critic_of_any_size(self):
         gan = make_gan(window=None)
-        history = fit(gan)
+        history = fit(gan, batch_size=8)
         assert np.isfinite(history["loss"]).all()
 
-    @pytest.mark.parametrize("penalized", [False, True])
-    def test_critic_steps_and_penalty(self, penalized):
-        gan = make_gan(
-            critic_steps=2,
-            penalty=losses.GradientPenalty() if penalized else None,
-        )
+    def test_critic_steps_and_penalty(self):
+        gan = make_gan(critic_steps=2, penalty=losses.GradientPenalty())
         history = fit(gan, batch_size=8)
         assert np.isfinite(history["loss"]).all()
         assert int(gan.critic_optimizer.iterations.numpy()) == 2
@@ -284,7 +280,7 @@ def test_files(tmp_path):
         1.0, str(tmp_path / "extractor.keras"), "second"
     )
     gan = make_gan(content_losses=[losses.PixelLoss(), loss], ema=0.5)
-    fit(gan)
+    fit(gan, batch_size=8)
     gan.save(tmp_path / "gan.keras")
     again = keras.saving.load_model(tmp_path / "gan.keras")
     np.testing.assert_array_equal(again.generate(SMALL), gan.generate(SMALL))
@@ -293,7 +289,11 @@ def test_files(tmp_path):
         "perceptual_loss",
     ]
     # The second epoch of both is the same.
-    np.testing.assert_allclose(fit(again)["loss"], fit(gan)["loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        fit(again, batch_size=8)["loss"],
+        fit(gan, batch_size=8)["loss"],
+        rtol=1e-5,
+    )
     # What the extractor holds is in its own file alone.
     gan.save_weights(tmp_path / "gan.weights.h5")
     model.get_layer("first").kernel.assign(np.zeros((3, 3, 3, 4)))
@@ -446,9 +446,7 @@ def fit_conditional(gan, **kwargs):
 
 @needs_training
 class TestConditional:
-    @pytest.mark.parametrize(
-        ("joint", "scales"), [(False, 2), (True, 2), (True, 1)]
-    )
+    @pytest.mark.parametrize(("joint", "scales"), [(False, 1), (True, 2)])
     def test_a_step_is_what_the_docstring_says(self, joint, scales):
         """One update, written out with what the networks put out."""
         gan = make_conditional(
@@ -508,14 +506,14 @@ class TestConditional:
     def test_one_batch_or_two(self):
         """A batch of both makes a difference to batch normalization only."""
 
-        def last_losses(joint, batch_norm):
+        def losses_of(joint, batch_norm, epochs):
             critic = plain_critic(batch_norm=batch_norm)
             gan = make_conditional(joint, critic)
-            return fit_conditional(gan, epochs=2)["loss"]
+            return fit_conditional(gan, epochs=epochs)["loss"]
 
-        same = [last_losses(joint, False) for joint in (False, True)]
+        same = [losses_of(joint, False, 2) for joint in (False, True)]
         np.testing.assert_allclose(*same, rtol=1e-3)
-        other = [last_losses(joint, True) for joint in (False, True)]
+        other = [losses_of(joint, True, 1) for joint in (False, True)]
         assert abs(other[0][0] - other[1][0]) > 0.01
 
     def test_feature_matching(self):

@@ -1,5 +1,6 @@
 """Every command and snippet of the README runs."""
 
+import importlib
 import os
 import re
 import shlex
@@ -9,7 +10,7 @@ import sys
 
 import keras
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, quickly
 from PIL import Image
 
 from examples import image_generation
@@ -33,11 +34,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_snippets(tmp_path, monkeypatch):
+def test_snippets(fresh_keras, tmp_path, monkeypatch):
     """In the order of the page: each may use what came before."""
     monkeypatch.chdir(tmp_path)
+    quickly(monkeypatch, export=True)
     assert len(PYTHON) == 10
-    keras.utils.clear_session()  # As in the fresh process of a reader.
     namespace = {}
     for text in PYTHON:
         exec(compile(text, "README.md", "exec"), namespace)
@@ -50,140 +51,151 @@ def test_snippets(tmp_path, monkeypatch):
     assert os.path.exists(tmp_path / "generator" / "saved_model.pb")
 
 
+# The tests below run all commands of these, and no line is left.
+MODULES = {
+    "examples.image_generation": 8,
+    "keras_san.diagnostics": 2,
+    "examples.super_resolution": 3,
+    "examples.image_translation": 3,
+    "examples.attribute_transfer": 2,
+}
+
+
+def arguments_of(module):
+    """The arguments of each command of a module, as lists."""
+    return [
+        shlex.split(line.partition(f"-m {module}")[2])
+        for line in SHELL
+        if f".venv/bin/python -m {module}" in line
+        and not line.startswith("KERAS_BACKEND=jax")
+    ]
+
+
 def test_there_is_nothing_else():
     """`.ci/run` runs the test command; the examples are run below."""
-    assert [line.split()[0] for line in SHELL] == (
-        ["python3"] * 2 + [".venv/bin/python"] * 17 + ["KERAS_BACKEND=jax"]
-    )
-    for command in SHELL[:2]:
+    install, test, *others, jax = SHELL
+    for command in (install, test):
         assert command.startswith(
             "python3 -m venv .venv && .venv/bin/pip install -e "
         )
-    assert SHELL[1].endswith("-m pytest")
+    assert install.endswith("-m examples.image_generation")
+    assert test.endswith("-m pytest")
+    assert {line.split()[0] for line in others} == {".venv/bin/python"}
+    assert len(others) == sum(MODULES.values()) - 1
+    for module, count in MODULES.items():
+        assert len(arguments_of(module)) == count
+    # tests/test_distribution.py trains so; here JAX may be missing.
+    line = "KERAS_BACKEND=jax .venv/bin/python -m examples.image_generation"
+    assert jax.startswith(line)
+    image_generation.parse(shlex.split(jax.removeprefix(line)))
 
 
-def arguments():
-    """The arguments of each run of the example that the README shows."""
-    for line in SHELL:
-        _, found, rest = line.partition("-m examples.image_generation")
-        if found and not line.startswith("KERAS_BACKEND=jax"):
-            yield shlex.split(rest)
+def run_commands(module, short=()):
+    """Runs each as it stands, but for `short` arguments of the training."""
+    name = f"{module}.__main__" if "diagnostics" in module else module
+    main = importlib.import_module(name).main
+    for arguments in arguments_of(module):
+        if "train" in arguments:
+            arguments += [*short, "--steps-per-epoch", "1", "--epochs", "1"]
+        keras.utils.clear_session(free_memory=False)
+        status = main(arguments)
+        assert "diagnostics" in module or status == 0
 
 
-def test_example_commands(tmp_path):
+def test_image_generation_commands(tmp_path, quick, monkeypatch):
     """Each as it stands, but short, and on data that is at hand."""
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
+    monkeypatch.chdir(tmp_path)
+    first, *others = arguments_of("examples.image_generation")
+    assert first == []
+    # In a process of its own, as a reader starts it.
+    run = subprocess.run(
+        [sys.executable, "-m", "examples.image_generation"]
+        + ["--steps-per-epoch", "1", "--epochs", "1"],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    runs = tmp_path / "runs"
+    files = {*os.listdir(runs / "digits-san")}
+    assert {"samples.png", "curves.png", "log.csv", "gan.keras"} <= files
+    assert (runs / "digits-san" / "generator" / "saved_model.pb").exists()
+
+    photographs = tmp_path / "path" / "to" / "photographs"
+    photographs.mkdir(parents=True)
     for i in range(70):
         Image.new("RGB", (70, 80), (3 * i, 50, 100)).save(
             photographs / f"{i}.jpg"
         )
-    commands = list(arguments())
-    assert len(commands) == 8
-    runs = str(tmp_path / "runs")
-    for command in commands:
-        if "--download" in command:
+    for arguments in others:
+        if "--download" in arguments:
             # tests/test_examples.py trains, with a dataset made for it.
-            image_generation.parse(command)
+            image_generation.parse(arguments)
             continue
-        if "path/to/photographs" in command:
-            command[command.index("path/to/photographs")] = str(photographs)
-        short = ["--steps-per-epoch", "2", "--output", runs]
-        if "--epochs" not in command:
-            short += ["--epochs", "1"]
+        arguments += ["--steps-per-epoch", "1"]
+        if "--epochs" in arguments:
+            arguments[arguments.index("--epochs") + 1] = "2"
         else:
-            command[command.index("--epochs") + 1] = "2"
-        if "mirrored" in command:
-            short += ["--name", "mirrored"]
-        run = subprocess.run(
-            [sys.executable, "-m", "examples.image_generation"]
-            + command
-            + short,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+            arguments += ["--epochs", "1"]
+        if "mirrored" in arguments:
+            arguments += ["--name", "mirrored"]
+        keras.utils.clear_session(free_memory=False)
+        image_generation.main(arguments)
     assert sorted(os.listdir(runs)) == [
         "digits-san",
         "mirrored",
         "monitored",
         "photographs-san",
     ]
-    assert "monitor.png" in os.listdir(os.path.join(runs, "monitored"))
-    files = os.listdir(os.path.join(runs, "digits-san"))
-    assert {
-        "samples.png",
-        "samples_0002.png",
-        "curves.png",
-        "log.csv",
-        "generator",
-        "gan.keras",
-    } <= set(files)
+    assert "monitor.png" in os.listdir(runs / "monitored")
+    assert "samples_0002.png" in os.listdir(runs / "digits-san")
 
-    (tmp_path / "path" / "to").mkdir(parents=True)
     shutil.copy(
-        os.path.join(runs, "photographs-san", "gan.keras"),
+        runs / "photographs-san" / "gan.keras",
         tmp_path / "path" / "to" / "critic.keras",
     )
-    photographs.rename(tmp_path / "path" / "to" / "photographs")
-    assert run_commands("keras_san.diagnostics", tmp_path, []) == 2
+    run_commands("keras_san.diagnostics")
     assert (tmp_path / "diagnosis" / "layers.png").exists()
 
 
-def run_commands(module, folder, short):
-    """Each as it stands, but for `short` arguments of the training."""
-    commands = [c for c in SHELL if f"-m {module}" in c]
-    for command in commands:
-        arguments = shlex.split(command)[1:]
-        if "train" in arguments:
-            arguments += [*short, "--steps-per-epoch", "2", "--epochs", "1"]
-        run = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": ROOT},
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    return len(commands)
-
-
-def test_super_resolution_commands(tmp_path):
-    """Each as it stands, but short, and on a photograph that is at hand."""
-    runs = tmp_path / "runs" / "photographs-san"
-    (tmp_path / "path" / "to").mkdir(parents=True)
+def test_super_resolution_commands(tmp_path, quick, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     photograph = tmp_path / "path" / "to" / "photograph.jpg"
+    photograph.parent.mkdir(parents=True)
     Image.new("RGB", (30, 20), (200, 100, 50)).save(photograph)
     short = ["--pretraining-epochs", "1"]
-    assert run_commands("examples.super_resolution", tmp_path, short) == 3
-    assert (runs / "comparison.png").exists()
-    assert (runs / "evaluation-photographs.csv").exists()
+    run_commands("examples.super_resolution", short)
+    run = tmp_path / "runs" / "photographs-san"
+    assert (run / "comparison.png").exists()
+    assert (run / "evaluation-photographs.csv").exists()
     with Image.open(tmp_path / "upscaled" / "photograph.jpg") as image:
         assert image.size == (120, 80)
 
 
-def test_image_translation_commands(tmp_path):
-    folder = tmp_path / "path" / "to"
+def test_image_translation_commands(tmp_path, quick, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "path" / "to"
     for split in ("train", "val"):
         for kind in ("images", "labels"):
-            (folder / "scenes" / split / kind).mkdir(parents=True)
+            (path / "scenes" / split / kind).mkdir(parents=True)
             for i in range(2):
                 size = (128, 96)
                 image = Image.new("L" if kind == "labels" else "RGB", size, i)
-                image.save(folder / "scenes" / split / kind / f"{i}.png")
-    Image.new("L", (50, 40), 11).save(folder / "labels.png")
+                image.save(path / "scenes" / split / kind / f"{i}.png")
+    Image.new("L", (50, 40), 11).save(path / "labels.png")
     short = ["--width", "0.02", "--critic-width", "0.02"]
-    assert run_commands("examples.image_translation", tmp_path, short) == 3
+    run_commands("examples.image_translation", short)
     assert (tmp_path / "runs" / "scenes" / "samples.png").exists()
     with Image.open(tmp_path / "translated" / "labels.png") as image:
         assert image.size == (96, 96)
 
 
-def test_attribute_transfer_commands(tmp_path):
-    (tmp_path / "path" / "to").mkdir(parents=True)
-    Image.new("RGB", (20, 20)).save(tmp_path / "path" / "to" / "digit.png")
-    assert run_commands("examples.attribute_transfer", tmp_path, []) == 2
+def test_attribute_transfer_commands(tmp_path, quick, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "path" / "to"
+    path.mkdir(parents=True)
+    Image.new("RGB", (20, 20)).save(path / "digit.png")
+    run_commands("examples.attribute_transfer")
     run = tmp_path / "runs" / "digits-stargan-san"
     assert (run / "samples.png").exists()
     with Image.open(tmp_path / "edited" / "digit.png") as image:

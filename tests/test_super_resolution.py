@@ -1,16 +1,15 @@
 import csv
 import json
 import os
-import subprocess
-import sys
+import shutil
 
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, needs_training, quickly, run_module
 from PIL import Image
 
-from examples import comparing, photographs, super_resolution
+from examples import comparing, photographs, runs, super_resolution
 from keras_san import losses, normalizers
 from keras_san.metrics import image_quality
 from keras_san.resizing import imresize
@@ -18,14 +17,12 @@ from keras_san.resizing import imresize
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(ROOT, "..", "shared", "data")
 
-needs_training = pytest.mark.skipif(
-    BACKEND == "torch", reason="GAN trains on tensorflow and jax; run there"
-)
+pytestmark = pytest.mark.usefixtures("quick")
 
 SMALL = [
     *("--width", "0.06", "--blocks", "1", "--critic-width", "0.02"),
     *("--crop", "8", "--critic-resolution", "32", "--batch-size", "2"),
-    *("--steps-per-epoch", "3", "--pretraining-epochs", "2"),
+    *("--steps-per-epoch", "2", "--pretraining-epochs", "2"),
 ]
 
 
@@ -47,10 +44,24 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def settings(folder):
+    return ["--data", folder, "--validation-photographs", "1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, settings):
+    """A run of two epochs before the critic, and two with it."""
+    output = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        quickly(patch)
+        assert train(output, *settings, "--name", "run", epochs=2) == 0
+    return output / "run"
+
+
 @needs_training
-def test_all_three_commands(tmp_path, folder, capsys):
-    assert train(tmp_path, "--data", folder, "--name", "run") == 0
-    run = tmp_path / "run"
+def test_all_three_commands(tmp_path, trained, folder, capsys):
+    run = trained
     assert {
         "comparison.png",
         "comparison_0001.png",
@@ -62,9 +73,12 @@ def test_all_three_commands(tmp_path, folder, capsys):
     } <= {*os.listdir(run)}
     assert len(os.listdir(run / "pretraining" / "checkpoint")) == 1
     with open(run / "log.csv") as file:
-        (row,) = csv.DictReader(file)
+        rows = [*csv.DictReader(file)]
+    assert len(rows) == 2
     for name in ("psnr", "ssim", "niqe", "pixel_loss", "norm/conv_1_1"):
-        assert np.isfinite(float(row[name])), name
+        assert np.isfinite(float(rows[1][name])), name
+    with open(run / "settings.json") as file:
+        assert json.load(file)["normalizer"] == "san"
 
     capsys.readouterr()
     arguments = ["--data", str(folder), "--run", str(run), "--scale", "4"]
@@ -101,76 +115,77 @@ def test_all_three_commands(tmp_path, folder, capsys):
     assert "1 left out:\n" in capsys.readouterr().out
 
 
+class Stop(BaseException):
+    """As if the process had been killed: nobody catches it."""
+
+
+def stop(epoch, logs=None):
+    if epoch == 1:
+        raise Stop
+
+
 @needs_training
-def test_a_resumed_run_is_as_if_it_had_not_stopped(tmp_path):
-    train(tmp_path, "--name", "whole", epochs=2)
-    train(tmp_path, "--name", "parts", "--halve-at", epochs=1)
-    # A rate that halves does so by the length of the training.
-    with pytest.raises(ValueError, match="epochs.*1 -> 2"):
-        train(tmp_path, "--name", "parts", "--halve-at", "--resume", epochs=2)
-    whole = keras.saving.load_model(tmp_path / "whole" / "generator.keras")
-
-    class Stop(Exception):
-        pass
-
-    def stop(self, epoch, logs=None):
-        if epoch == 1:
-            raise Stop
-
+def test_a_resumed_run_is_as_if_it_had_not_stopped(tmp_path, trained, settings):
+    settings = [*settings, "--name", "run"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparing.ComparisonSheet, "on_epoch_begin", stop)
+        patch.setattr(
+            comparing.ComparisonSheet,
+            "on_epoch_begin",
+            lambda self, epoch, logs=None: stop(epoch),
+        )
         with pytest.raises(Stop):  # In the second epoch of the pretraining.
-            train(tmp_path, "--name", "stopped", epochs=2)
-        assert not (tmp_path / "stopped" / "pretrained.keras").exists()
+            train(tmp_path, *settings, epochs=2)
+        assert not (tmp_path / "run" / "pretrained.keras").exists()
     with pytest.MonkeyPatch.context() as patch:
         fit = super_resolution.keras_san.PairedGAN.fit
 
         def stop_later(self, *args, callbacks, **kwargs):
-            callbacks.append(
-                keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda epoch, logs: stop(self, epoch)
-                )
-            )
+            callbacks.append(keras.callbacks.LambdaCallback(stop))
             return fit(self, *args, callbacks=callbacks, **kwargs)
 
         patch.setattr(super_resolution.keras_san.PairedGAN, "fit", stop_later)
         with pytest.raises(Stop):
-            train(tmp_path, "--name", "stopped", "--resume", epochs=2)
-        assert not (tmp_path / "stopped" / "generator.keras").exists()
-    train(tmp_path, "--name", "stopped", "--resume", epochs=2)
-    stopped = keras.saving.load_model(tmp_path / "stopped" / "generator.keras")
-    for a, b in zip(whole.get_weights(), stopped.get_weights()):
+            train(tmp_path, *settings, "--resume", epochs=2)
+        assert not (tmp_path / "run" / "generator.keras").exists()
+    train(tmp_path, *settings, "--resume", epochs=2)
+    whole, stopped = (
+        keras.saving.load_model(run / "generator.keras").get_weights()
+        for run in (trained, tmp_path / "run")
+    )
+    for a, b in zip(whole, stopped):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    with open(tmp_path / "whole" / "settings.json") as file:
-        assert json.load(file)["normalizer"] == "san"
+
+
+def test_a_rate_that_halves_does_so_by_the_length(tmp_path):
+    arguments = ["train", "--output", str(tmp_path), "--halve-at", "--epochs"]
+    runs.Run(super_resolution.parse([*arguments, "1"])).begin()
+    with pytest.raises(ValueError, match="epochs.*1 -> 2"):
+        runs.Run(super_resolution.parse([*arguments, "2", "--resume"]))
 
 
 @needs_training
-def test_from_a_pretrained_generator(tmp_path):
-    train(tmp_path, "--name", "first")
-    pretrained = tmp_path / "first" / "pretrained.keras"
+def test_from_a_pretrained_generator(tmp_path, trained, settings):
+    shutil.copy(trained / "pretrained.keras", tmp_path)
+    pretrained = ["--pretrained", tmp_path / "pretrained.keras", *settings]
     train(
-        *(tmp_path, "--name", "second", "--pretrained", pretrained),
+        *(tmp_path, "--name", "second", *pretrained),
         *("--normalizer", "none", "--ema", "0.5", "--learning-rate", "0"),
     )
     assert not (tmp_path / "second" / "pretraining").exists()
-    first, second, trained = (
+    first, second, third = (
         keras.saving.load_model(tmp_path / path).get_weights()
         for path in (
-            "first/pretrained.keras",
+            "pretrained.keras",
             "second/pretrained.keras",
             "second/generator.keras",
         )
     )
     # At a rate of 0 the critic's training ends where it has begun.
-    for a, b, c in zip(first, second, trained):
+    for a, b, c in zip(first, second, third):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(c, a, atol=1e-7)
     with pytest.raises(ValueError, match="another form.*--blocks"):
-        train(
-            *(tmp_path, "--name", "third", "--pretrained", pretrained),
-            *("--blocks", "2"),
-        )
+        train(tmp_path, "--name", "third", *pretrained, "--blocks", "2")
     assert not (tmp_path / "third").exists()
 
 
@@ -235,21 +250,11 @@ class TestSettings:
         assert float(optimizer.beta_1) == 0.5
 
 
-def message(*arguments):
-    """What the command says, in one line."""
-    run = subprocess.run(
-        [sys.executable, "-m", "examples.super_resolution", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1, run.stderr
-    return run.stderr.strip().splitlines()[-1]
-
-
-def test_an_error_is_one_line(tmp_path):
-    found = message("train", "--data", str(tmp_path))
-    assert found.startswith("error: The folder holds no images")
+def test_an_error_is_one_line(tmp_path, monkeypatch):
+    arguments = ["train", "--data", tmp_path]
+    message = run_module(monkeypatch, "examples.super_resolution", arguments)
+    assert message.startswith("error: The folder holds no images")
+    assert "\n" not in message
 
 
 @needs_training
@@ -259,7 +264,7 @@ def test_an_error_is_one_line(tmp_path):
         (["--crop", "4"], "--crop 8 or more.*--critic-resolution 32"),
         (
             ["--crop", "100", "--critic-resolution", "64"],
-            "'coins' with 96 x 75",
+            "'0' with 50 x 37",
         ),
         (["--critic-resolution", "30"], "multiple of 32"),
         (["--perceptual", "vgg19"], "--perceptual vgg19 without --download"),
@@ -277,10 +282,10 @@ def test_an_error_is_one_line(tmp_path):
         (["--resume"], "no run to resume"),
     ],
 )
-def test_bad_arguments(tmp_path, monkeypatch, arguments, expected):
+def test_bad_arguments(tmp_path, monkeypatch, folder, arguments, expected):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ValueError, match=expected):
-        train(tmp_path, *arguments)
+        train(tmp_path, "--data", folder, *arguments)
     assert os.listdir(tmp_path) == []
 
 

@@ -1,78 +1,88 @@
 import csv
 import os
-import subprocess
+import runpy
 import sys
 
 import keras
 import numpy as np
 import pytest
 from helpers import BACKEND, sparsity_aware
+from PIL import Image
 
 from keras_san.networks import sngan
-from tools import benchmark, judge, table1
+from tools import backends, benchmark, judge, table1
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-pytestmark = pytest.mark.skipif(
-    BACKEND != "tensorflow",
-    reason="the tools run the examples; run on tensorflow",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        BACKEND != "tensorflow",
+        reason="the tools run the examples; run on tensorflow",
+    ),
+    pytest.mark.usefixtures("fresh_keras"),
+]
 
 
 def test_judge(tmp_path):
     path = tmp_path / "judge.keras"
     arguments = ["--epochs", "2", "--width", "0.25", "--output", str(path)]
-    assert judge.main(arguments) > 0.5
+    assert judge.main(arguments) > 0.5  # Of 180, where a tenth is chance.
     model = keras.saving.load_model(path)
     assert model.get_layer("features").output.shape == (None, 32)
     assert model.get_layer("logits").output.shape == (None, 10)
 
 
 def test_judge_needs_labels(tmp_path):
-    from PIL import Image
-
     for i in range(3):
         Image.new("L", (8, 8)).save(tmp_path / f"{i}.png")
     with pytest.raises(ValueError, match="learns from labels"):
         judge.main(["--dataset", str(tmp_path)])
 
 
-def run_quickly(tool, folder):
-    """The finished process, and the rows of the CSV that it left."""
-    command = [sys.executable, os.path.join("tools", f"{tool}.py"), "--quick"]
-    command += ["--output", str(folder)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    with open(folder / f"{tool}.csv", newline="") as file:
-        return run, list(csv.DictReader(file))
+def run_tool(monkeypatch, tool, *arguments):
+    """Runs `python tools/...` in this process, and returns its exit status."""
+    path = os.path.join(ROOT, "tools", f"{tool}.py")
+    monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as error:
+        return error.code or 0
+    return 0
 
 
-def test_table1_quick(tmp_path):
-    first, rows = run_quickly("table1", tmp_path)
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table1_quick(tmp_path, monkeypatch, capfd, children_here):
+    arguments = ["--quick", "--output", tmp_path, "--"]
+    # But fewer, of fewer images.
+    arguments += "--steps-per-epoch 1 --evaluate-every 1 --samples 80".split()
+    assert run_tool(monkeypatch, "table1", *arguments) == 0
+    printed = capfd.readouterr().out
+    rows = rows_of(tmp_path / "table1.csv")
     assert [row["normalizer"] for row in rows] == ["san", "sn"]
     for row in rows:
         assert row["state"] == "finished"
         assert row["extractor"] == "digits_judge.keras"
-        assert (row["samples"], row["steps"]) == ("500", "50")
+        assert (row["samples"], row["steps"]) == ("80", "2")
         # Nobody is to take it for the Inception network's.
         label, value = row["measured FID"].split()
         assert label == "judge" and float(value) > 0.0
         assert row["splits"] == "1" and float(row["hours"]) >= 0.0
-        assert f"| {row['measured FID']} |" in first.stdout
+        assert f"| {row['measured FID']} |" in printed
     assert (tmp_path / "table1.png").stat().st_size > 1000
+    assert len(children_here) == 3  # With that of the judge.
     # A second time there is nothing left to train.
-    again = subprocess.run(first.args, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and "Epoch" not in again.stdout
-    assert (tmp_path / "table1.md").read_text() in again.stdout
+    assert run_tool(monkeypatch, "table1", *arguments) == 0
+    assert (tmp_path / "table1.md").read_text() in capfd.readouterr().out
+    assert len(children_here) == 3
     # What was trained otherwise does not pass for it.
-    other = subprocess.run(
-        [*first.args, "--", "--width", "0.25"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert other.returncode == 1 and "'width': '0.125 -> 0.25'" in other.stdout
-    assert "these runs failed" in other.stderr
+    error = run_tool(monkeypatch, "table1", *arguments, "--width", "0.25")
+    assert error.startswith("error: these runs failed")
+    assert "'width': '0.125 -> 0.25'" in capfd.readouterr().out
+    assert len(children_here) == 3
 
 
 def test_table1_matrix(tmp_path):
@@ -136,8 +146,17 @@ def test_table1_flags_of_a_row(tmp_path):
     assert bssn["row"] == "bssn,scale=1.6"
 
 
-def test_benchmark_quick(tmp_path):
-    _, rows = run_quickly("benchmark", tmp_path)
+@pytest.fixture
+def own_environment(monkeypatch):
+    """The benchmark chooses backend and devices by these."""
+    for name in ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, os.environ.get(name, BACKEND))
+
+
+def test_benchmark_quick(tmp_path, own_environment, monkeypatch):
+    arguments = ["--quick", "--output", tmp_path]
+    assert run_tool(monkeypatch, "benchmark", *arguments) == 0
+    rows = rows_of(tmp_path / "benchmark.csv")
     assert {row["section"] for row in rows} == set(benchmark.SECTIONS)
     assert all(float(row["milliseconds"]) > 0.0 for row in rows)
     # The first method of a case is what the others relate to.
@@ -162,13 +181,6 @@ def test_benchmark_quick(tmp_path):
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
     for row in rows:
         assert f"| {row['method']} |" in (tmp_path / "benchmark.md").read_text()
-
-
-@pytest.fixture
-def own_environment(monkeypatch):
-    """The benchmark chooses backend and devices by these."""
-    for name in ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
-        monkeypatch.setenv(name, os.environ.get(name, BACKEND))
 
 
 def test_benchmark_of_a_trained_critic(tmp_path, own_environment):
@@ -198,3 +210,18 @@ def test_benchmark_of_a_trained_critic(tmp_path, own_environment):
 def test_benchmark_where_it_cannot_run(arguments, message, own_environment):
     with pytest.raises(ValueError, match=message):
         benchmark.main([*arguments, "--quick"])
+
+
+def test_memory_that_is_not_counted(monkeypatch):
+    """As on CPUs on which TensorFlow does without oneDNN's allocator."""
+    import tensorflow as tf
+
+    def refuse(device):
+        raise ValueError(f"Cannot reset memory stats for device {device!r}")
+
+    monkeypatch.setattr(tf.config.experimental, "reset_memory_stats", refuse)
+    calls = []
+    found = backends.tensorflow_memory(lambda: calls.append(1), "CPU:0")
+    assert found == (None, None) and calls == [1]
+    backend = backends.Backend("tensorflow", "cpu")
+    assert backend.extra_memory(lambda: None, ()) is None

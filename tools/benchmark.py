@@ -116,6 +116,10 @@ class Benchmark:
         self.in_graph = 2 if args.quick else IN_GRAPH
         self.quick = args.quick
         self.backend = Backend(args.backend, args.device)
+        self.compiled = {"jit_compile": self.backend.jit}
+        if args.quick and args.backend == "tensorflow":
+            # To trace a step takes longer than all that is timed.
+            self.compiled = {"run_eagerly": True, "jit_compile": False}
         self.device = f"{self.backend.describe()}, {self.rounds} rounds"
         self.rng = np.random.default_rng(args.seed)
         self.rows = []
@@ -264,7 +268,7 @@ class Benchmark:
                 ]
             )
             gan = CriticOnly(generator, critic, latent_dim=4, **kwargs)
-            gan.compile(jit_compile=self.backend.jit)
+            gan.compile(**self.compiled)
             return gan
 
         def critic(normalizer, padding):
@@ -332,7 +336,7 @@ class Benchmark:
                 sngan.critic(32, width=width, normalizer="san"),
                 latent_dim=128,
             )
-            gan.compile(jit_compile=self.backend.jit)
+            gan.compile(**self.compiled)
             with tempfile.TemporaryDirectory() as folder:
                 monitor = keras_san.callbacks.NormMonitor(folder, real[:16])
                 monitor.set_model(gan)

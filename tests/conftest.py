@@ -1,0 +1,37 @@
+"""Settings of all tests, and the fixtures that several files share."""
+
+import os
+
+import pytest
+
+# Before TensorFlow is imported. Two workers share two cores, so that threads
+# within an operation would only wait for each other.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture
+def fresh_keras():
+    """Keras as a new process finds it: names, and the precision of layers."""
+    import keras
+
+    policy = keras.config.dtype_policy()
+    keras.utils.clear_session(free_memory=False)
+    yield
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def quick(fresh_keras, monkeypatch):
+    """Trainings as of `helpers.quickly`."""
+    from helpers import quickly
+
+    quickly(monkeypatch)
+
+
+@pytest.fixture
+def children_here(quick, monkeypatch):
+    """Runs in this process what tools start as processes; a list of these."""
+    from helpers import run_children_here
+
+    return run_children_here(monkeypatch)
