@@ -1,7 +1,7 @@
 """Trains a GAN on images, and leaves samples, curves and a generator.
 
-Without arguments: handwritten digits, which need no network, for a few
-minutes on two CPU cores. See `python -m examples.image_generation --help`.
+Without arguments: handwritten digits, which need no network, for about a
+minute on two CPU cores. See `python -m examples.image_generation --help`.
 """
 
 import argparse
@@ -39,10 +39,12 @@ _PAPER = {
 }
 _SMALL = {
     "width": 0.25,
-    "learning_rate": 5e-4,
+    # Ten times that of the papers. At a quarter of it half of the digits are
+    # missing after as many steps.
+    "learning_rate": 2e-3,
     "ema": 0.995,
     "epochs": 10,
-    "steps_per_epoch": 200,
+    "steps_per_epoch": 150,
 }
 _BIGGAN = {
     "batch_size": 50,
@@ -273,7 +275,10 @@ def main(argv=None):
     shown = [
         callbacks.Progress(),
         callbacks.TrainingLog(run.folder),
-        callbacks.SampleGrid(run.folder),
+        # Digits of 16 pixels are hard to see in their own size.
+        callbacks.SampleGrid(
+            run.folder, scale=max(2, 64 // images.images.shape[1])
+        ),
         callbacks.TensorBoard(run.path("tensorboard")),
         # Last: what it has saved, the others have seen.
         run.checkpoint,
