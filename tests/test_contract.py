@@ -943,7 +943,9 @@ def test_output_shape(layer_name):
     expected = tuple(layer(inputs).shape)
     assert tuple(layer.compute_output_shape(inputs.shape)) == expected
     unknown = (None, *inputs.shape[1:])
-    assert tuple(layer.compute_output_shape(unknown)) == (None, *expected[1:])
+    # EinsumDense of old versions tells the batch that it was built with.
+    batch = keras_san.strip(layer).compute_output_shape(unknown)[0]
+    assert tuple(layer.compute_output_shape(unknown)) == (batch, *expected[1:])
     symbolic = layer(keras.Input(inputs.shape[1:]))
     assert symbolic.shape == (None, *expected[1:])
 
