@@ -947,7 +947,7 @@ def test_output_shape(layer_name):
     batch = keras_san.strip(layer).compute_output_shape(unknown)[0]
     assert tuple(layer.compute_output_shape(unknown)) == (batch, *expected[1:])
     symbolic = layer(keras.Input(inputs.shape[1:]))
-    assert symbolic.shape == (None, *expected[1:])
+    assert symbolic.shape == (batch, *expected[1:])
 
 
 @each_form
