@@ -27,7 +27,11 @@ class TestClip:
         model = keras.Sequential(
             [
                 keras.Input((3,)),
-                keras.layers.Dense(2, kernel_constraint=regularizers.Clip()),
+                keras.layers.Dense(
+                    2,
+                    kernel_initializer="ones",  # Far enough from the limit.
+                    kernel_constraint=regularizers.Clip(),
+                ),
             ]
         )
         model.compile(keras.optimizers.SGD(1.0), "mse")
