@@ -31,21 +31,16 @@ class Progress(keras.callbacks.Callback):
         self._batch = -1
         if self._bar is None and getattr(self.model, "is_chief", True):
             self._first = epoch  # Not 0 where a training is resumed.
+            steps = self.params["steps"]
             self._bar = tqdm(
+                total=steps and steps * self.params["epochs"],
+                initial=(steps or 0) * epoch,
                 unit="step",
                 file=sys.stdout,
                 dynamic_ncols=True,
                 # In a file it would be one long line.
                 delay=0 if sys.stdout.isatty() else math.inf,
             )
-            self._count(epoch, self.params["steps"])
-
-    def _count(self, finished, steps):
-        """Sets how much is done, of how much, if an epoch's steps are known."""
-        if steps:
-            self._bar.initial = steps * self._first
-            self._bar.n = steps * finished
-            self._bar.total = steps * self.params["epochs"]
 
     def on_train_batch_end(self, batch, logs=None):
         if self._bar is not None:
@@ -56,7 +51,10 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self._bar is not None:
             # Keras may not know them before the first epoch has ended.
-            self._count(epoch + 1, self.params["steps"] or self._batch + 1)
+            steps = self.params["steps"] or self._batch + 1
+            self._bar.initial = steps * self._first
+            self._bar.n = steps * (epoch + 1)
+            self._bar.total = steps * self.params["epochs"]
             self._bar.set_postfix(logs or {}, refresh=False)
             state = {**self._bar.format_dict, "ncols": 0}
             write = self._bar.write if sys.stdout.isatty() else print
