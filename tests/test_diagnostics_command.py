@@ -486,7 +486,11 @@ def test_images_of_a_folder(folder):
         atol=0.02,
     )
     assert load_images(folder, (8, 6, 1), 100).shape == (5, 8, 6, 1)
-    assert load_images(folder, (None, None, 3), 2).shape == (2, 64, 64, 3)
+    some = load_images(folder, (None, None, 3), 2)
+    assert some.shape == (2, 64, 64, 3)
+    # Spread over all, not the first ones.
+    levels = (some[:, 0, -1, 0] + 1.0) * 127.5
+    np.testing.assert_allclose(levels, [0, 160], atol=3)
 
 
 def test_noise():
