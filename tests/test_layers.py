@@ -607,7 +607,12 @@ def test_what_a_wrapped_layer_updates_is_kept(form):
     layer = SANWrapper(Busy(), normalizers.SparsityAware(form=form))
     inputs = some_inputs((8, 4), 0)
     first = to_numpy(layer(inputs, training=True))
-    assert len(layer.losses) == 1, "add_loss inside of the wrapped layer"
+    (loss,) = layer.losses  # By add_loss inside of the wrapped layer.
+    outputs = to_numpy(layer(inputs))  # Without dropout.
+    np.testing.assert_allclose(
+        float(to_numpy(loss)), np.mean(outputs**2), rtol=1e-5
+    )
+    layer.layer.calls.assign(1.0)
     second = to_numpy(layer(inputs, training=True))
     assert float(to_numpy(layer.layer.calls)) == 2.0
     assert np.any((first == 0) != (second == 0)), "the same dropout twice"

@@ -482,7 +482,7 @@ keras_san/losses.py: the penalty is not between the images of a pair
 - gradients = gradient(real + share * (fake - real))
 + gradients = gradient(real + share * fake)
 
-@ tests/test_gan.py ? diverge checkpoint
+@ tests/test_callbacks.py ? diverged
 
 keras_san/gan/base.py: what has diverged replaces the checkpoint
 - callbacks = [StopWhenNotFinite(), *(callbacks or [])]
@@ -540,7 +540,7 @@ keras_san/kernel_normalization.py: training goes on with a norm of NaN
 - self._require_finite(new[0])
 + assert new
 
-@ tests/test_contract.py ? losses masks
+@ tests/test_layers.py ? loss
 
 keras_san/layers.py: what layers lose is lost
 - owner.add_loss(loss * 1.0)
