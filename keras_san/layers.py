@@ -89,7 +89,7 @@ def _build_normalized(owner, layer, build, input_shape):
 
 
 class _Projection(keras.constraints.Constraint):
-    """What the optimizer applies to a kernel: the user's constraint first."""
+    """The user's constraint, if there is one, and then the projection."""
 
     def __init__(self, norm, first):
         self.norm = norm

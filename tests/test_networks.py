@@ -750,7 +750,7 @@ def test_scales_of_srgan(scale):
 
 
 def test_depth_to_space():
-    """What stands in where Keras has none is what TensorFlow and Keras do."""
+    """The stand-in agrees with NumPy and, where there is one, with Keras."""
     maps = np.random.default_rng(0).normal(size=(2, 3, 5, 12))
     expected = maps.reshape(2, 3, 5, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
     expected = expected.reshape(2, 6, 10, 3)

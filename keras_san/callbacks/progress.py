@@ -1,4 +1,4 @@
-"""How far a training is."""
+"""The progress of a whole training."""
 
 import math
 import sys

@@ -114,10 +114,10 @@ class InceptionExtractor:
     name = "inception"
 
     def __init__(self, path=None, batch_size=50, file_hash=None):
-        import tensorflow as tf
-
         self.batch_size = batch_size
         try:
+            import tensorflow as tf
+
             folder = _download(file_hash) if path is None else path
             self.module = tf.saved_model.load(folder)
         except Exception as error:
