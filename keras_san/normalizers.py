@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_san import norms
 from keras_san.checks import check_count, check_positive
+from keras_san.numerics import matmul
 
 # How much of an average over measurements stays at each of them.
 _MOMENTUM = 0.99
@@ -175,7 +176,8 @@ class Normalizer:
         for matrices, u in zip(self.matrices(kernel, geometry), state):
             u = ops.stop_gradient(ops.convert_to_tensor(u))
             v = norms.left_vectors(ops.stop_gradient(matrices), u)
-            tops.append(ops.max(ops.einsum("br,brc,bc->b", v, matrices, u)))
+            product = matmul(matrices, u[..., None])[..., 0]
+            tops.append(ops.max(ops.sum(v * product, axis=-1)))
         return sum(tops) / len(tops)
 
     def divide(self, kernel, geometry, norm, gain=None):

@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_san import spectra
 from keras_san.checks import check_count
-from keras_san.numerics import TINY, float32, largest, unit_scale
+from keras_san.numerics import TINY, float32, largest, matmul, unit_scale
 
 # Elements of the blocks of which `conv_spectral_norm` forms a product at once.
 _CHUNK = 2**22
@@ -419,11 +419,11 @@ def top_right_vectors(matrices):
     wide = matrices.shape[-1] > matrices.shape[-2]
     if wide:
         matrices, transposed = transposed, matrices
-    power = ops.matmul(transposed, matrices)
+    power = matmul(transposed, matrices)
     for _ in range(_SQUARINGS):
         size = ops.sqrt(ops.sum(power * power, axis=(-2, -1), keepdims=True))
         power = power / ops.maximum(size, TINY)
-        power = ops.matmul(power, power)
+        power = matmul(power, power)
     # Every column is a multiple of the dominant vector; the one with the
     # largest diagonal entry is the furthest from zero.
     column = ops.argmax(ops.diagonal(power, axis1=-2, axis2=-1), axis=-1)
@@ -471,7 +471,7 @@ def _length(x):
 
 
 def _matvec(matrices, vectors):
-    return ops.matmul(matrices, vectors[..., None])[..., 0]
+    return matmul(matrices, vectors[..., None])[..., 0]
 
 
 def _check_rank(shape):
@@ -542,7 +542,7 @@ def _fourier_blocks(kernel, grid, taps, strides, groups, chunk):
     columns = kernel.shape[-1] // groups
 
     def block_matrices(phases):
-        matrices = ops.matmul(phases, filters) / math.sqrt(aliases)
+        matrices = matmul(phases, filters) / math.sqrt(aliases)
         matrices = ops.reshape(matrices, (blocks, rows, groups, columns))
         matrices = ops.transpose(matrices, (0, 2, 1, 3))
         return ops.reshape(matrices, (blocks * groups, rows, columns))

@@ -1,5 +1,6 @@
 """What keeps float32 numbers in range, and bad ones visible."""
 
+import keras
 from keras import ops
 
 # Nearly the smallest normal number: a zero divided by it stays zero.
@@ -31,3 +32,18 @@ def unit_scale(x):
     x = float32(x)
     scale = ops.maximum(largest(ops.abs(x)), TINY)
     return x / scale, scale
+
+
+def matmul(a, b):
+    """The product of float32 matrices, in float32 on accelerators, too.
+
+    By default JAX rounds the factors to bfloat16 on TPUs and to TensorFloat-32
+    on GPUs, of 8 and 11 significant bits. TensorFlow does the latter, and has
+    a switch for the whole process only:
+    `tf.config.experimental.enable_tensor_float_32_execution`.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.numpy.matmul(a, b, precision="highest")
+    return ops.matmul(a, b)

@@ -39,16 +39,14 @@ The bounds, each of which a test holds up to random filters:
 With a dilation of `s` read `s (k - 1)` for `k - 1`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_san.numerics import largest, unit_scale
+from keras_san.numerics import largest, matmul, unit_scale
 
 # Transforms of so few entries are all computed at once.
 _SMALL = 2**14
@@ -266,26 +264,21 @@ def _search(filters, tables, num_groups, num_filters, num_cells):
     Returns:
         `(power, certified)`: a float32 and a boolean scalar.
     """
-    with _full_precision():
-        # `rest` bounds all that is left out; `total` is not finite if
-        # anything is not.
-        filters, rest, total = _promising_filters(filters, num_groups)
-        rho = ops.matmul(
-            tables.to_rho, ops.square(ops.matmul(tables.transform, filters))
-        )
-        bounds = ops.sum(ops.abs(rho), axis=0)
-        total = total + ops.sum(bounds)
-        if filters.shape[1] > num_filters:
-            bounds, index = ops.top_k(bounds, num_filters)
-            rho = ops.take(rho, index, axis=1)
-            rest = ops.maximum(rest, ops.min(bounds))
-        power = ops.matmul(tables.cosine, rho)
-        best = ops.max(power)
-        certified = True
-        if tables.within.shape[1] > 1:
-            best, certified = _refine(
-                power, rho, bounds, best, tables, num_cells
-            )
+    # `rest` bounds all that is left out; `total` is not finite if
+    # anything is not.
+    filters, rest, total = _promising_filters(filters, num_groups)
+    rho = matmul(tables.to_rho, ops.square(matmul(tables.transform, filters)))
+    bounds = ops.sum(ops.abs(rho), axis=0)
+    total = total + ops.sum(bounds)
+    if filters.shape[1] > num_filters:
+        bounds, index = ops.top_k(bounds, num_filters)
+        rho = ops.take(rho, index, axis=1)
+        rest = ops.maximum(rest, ops.min(bounds))
+    power = matmul(tables.cosine, rho)
+    best = ops.max(power)
+    certified = True
+    if tables.within.shape[1] > 1:
+        best, certified = _refine(power, rho, bounds, best, tables, num_cells)
     certified = ops.logical_and(certified, rest <= best * (1.0 + _SLACK))
     certified = ops.logical_and(certified, ops.isfinite(total))
     in_range = ops.logical_or(best > _SMALLEST_POWER, ops.equal(total, 0.0))
@@ -308,7 +301,7 @@ def _promising_filters(filters, num_groups):
         return filters, 0.0, ops.sum(ops.abs(filters))
     # A product with ones: TensorFlow's sum along the first axis is slower.
     ones = np.ones((1, taps), "float32")
-    bounds = ops.matmul(ones, ops.abs(filters))
+    bounds = matmul(ones, ops.abs(filters))
     total = ops.sum(bounds)
     bounds = ops.max(ops.reshape(bounds, (n // group, group)), axis=1)
     bounds, index = ops.top_k(bounds, num_groups)
@@ -362,7 +355,7 @@ def _refine(power, rho, bounds, best, tables, num_cells):
         rho * ops.take(ops.convert_to_tensor(table), cell, axis=0)
         for table in (tables.cosine, tables.sine)
     ]
-    found = ops.matmul(ops.concatenate(turned, axis=1), tables.within)
+    found = matmul(ops.concatenate(turned, axis=1), tables.within)
     all_cells = num_cells == power.shape[0] * columns
     return (
         ops.maximum(best, ops.max(found)),
@@ -410,9 +403,8 @@ def _over_frequencies(filters, taps, grid, steps, reduce, zero):
             frequencies.insert(0, step * ops.mod(index, extent))
             index = ops.floor_divide(index, extent)
         cosine, sine = _traced_phases(frequencies, taps, grid)
-        with _full_precision():
-            real = ops.matmul(cosine, filters)
-            imaginary = ops.matmul(sine, filters)
+        real = matmul(cosine, filters)
+        imaginary = matmul(sine, filters)
         return reduce(real * real + imaginary * imaginary)
 
     def step(number, best):
@@ -470,16 +462,3 @@ def _lags(taps):
 
 def _num_frequencies(grid):
     return math.prod(grid[:-1]) * (grid[-1] // 2 + 1)
-
-
-def _full_precision():
-    """On JAX, products in float32 where its default for the device is less.
-
-    TensorFlow has a switch for the whole process only:
-    `tf.config.experimental.enable_tensor_float_32_execution`.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.default_matmul_precision("highest")
-    return contextlib.nullcontext()

@@ -15,7 +15,7 @@ from helpers import (
 )
 from keras import ops
 
-from keras_san import normalizers
+from keras_san import SANConv2D, normalizers
 
 pytestmark = helpers.ignore_torch_copies
 
@@ -768,3 +768,29 @@ def test_the_gradient_of_the_linearized_norm_is_linear_in_the_kernel():
     np.testing.assert_allclose(
         gradient, np.outer(v, u[0]), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.skipif(
+    helpers.BACKEND != "jax",
+    reason="only JAX says in what precision it multiplies; run there",
+)
+@pytest.mark.parametrize("name", [n for n in CLASSES if n != "bssn"])
+def test_norms_are_products_in_float32_on_accelerators(name):
+    import jax
+
+    layer = SANConv2D(64, 3, normalizer=name, padding="same")
+    layer.build((None, 32, 32, 32))
+    others = [v.value for v in layer.non_trainable_variables]
+
+    def loss(values, images):
+        outputs, others_now = layer.stateless_call(
+            values, others, images, training=True
+        )
+        return ops.sum(ops.square(outputs)), others_now
+
+    values = [v.value for v in layer.trainable_variables]
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    program = gradient.lower(values, np.ones((2, 32, 32, 32))).as_text()
+    products = [line for line in program.split("\n") if "dot_general" in line]
+    assert products
+    assert all("[HIGHEST, HIGHEST]" in line for line in products)
