@@ -277,8 +277,8 @@ keras_san/norms.py: power iteration forgets its vector at a zero matrix
 @ tests/test_norms.py ? operator blocks dense
 
 keras_san/norms.py: the operator norm ignores how a stride folds
-- matrices = ops.matmul(phases, filters) / math.sqrt(aliases)
-+ matrices = ops.matmul(phases, filters)
+- matrices = matmul(phases, filters) / math.sqrt(aliases)
++ matrices = matmul(phases, filters)
 
 keras_san/norms.py: groups of channels are mixed
 - matrices = ops.transpose(matrices, (0, 2, 1, 3))
