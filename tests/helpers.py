@@ -118,7 +118,7 @@ def run_children_here(patch):
     Returns:
         A list, which fills with the command of each training.
     """
-    from examples import image_generation
+    from experiments import image_generation
     from tools import judge
 
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -140,7 +140,7 @@ def run_children_here(patch):
             assert command[0] == sys.executable
             keras.utils.clear_session(free_memory=False)
             if command[1] == "-m":
-                assert command[2] == "examples.image_generation"
+                assert command[2] == "experiments.image_generation"
                 assert root in env["PYTHONPATH"].split(os.pathsep)
                 main, arguments = image_generation.main, command[3:]
             else:
@@ -212,7 +212,7 @@ def nearly(a, b):
 
 def written(folder):
     """The files below a folder, if there is one."""
-    from examples import data
+    from experiments import data
 
     return data.files_below(folder) if os.path.exists(folder) else []
 

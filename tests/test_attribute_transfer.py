@@ -23,7 +23,7 @@ from helpers import (
 from PIL import Image
 
 import keras_san
-from examples import attribute_transfer, attributes, command_line
+from experiments import attribute_transfer, attributes, command_line
 from keras_san import callbacks, losses, normalizers
 
 NAMES = ["red", "green", "blue", "thick"]
@@ -531,7 +531,9 @@ class TestChanged:
 
 def test_an_error_is_one_line(tmp_path, monkeypatch):
     arguments = ["edit", tmp_path, "--run", tmp_path]
-    message = run_module(monkeypatch, "examples.attribute_transfer", arguments)
+    message = run_module(
+        monkeypatch, "experiments.attribute_transfer", arguments
+    )
     assert message.startswith("error: There is no such file. Train")
     assert "\n" not in message
 

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from helpers import noise, save
 from PIL import Image
 
-from examples import attributes
+from experiments import attributes
 
 
 def write(path, *lines):

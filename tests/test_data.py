@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from examples import data
+from experiments import data
 
 RNG = np.random.default_rng(0)
 

@@ -282,7 +282,7 @@ np.savez(sys.argv[1], **results)
 # the training the first worker alone makes images and writes a file.
 WORKER = """
 import tensorflow as tf
-from examples import data
+from experiments import data
 
 path = sys.argv[1]
 strategy = None
@@ -605,7 +605,7 @@ def test_the_example_on_two_devices_of_jax_without_tensorflow(tmp_path):
     script = """
 import sys
 sys.modules["tensorflow"] = None
-from examples import image_generation
+from experiments import image_generation
 image_generation.main(sys.argv[1:])
 """
     command = "--width 0.03 --batch-size 8 --steps-per-epoch 2 --epochs 1"

@@ -9,13 +9,13 @@ import pytest
 from helpers import BACKEND, quickly, run_children_here
 from PIL import Image
 
-from examples import image_generation
+from experiments import image_generation
 from keras_san import norms
 from tools import figures
 
 pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow",
-    reason="the tools run the examples; run on tensorflow",
+    reason="the tools run the experiments; run on tensorflow",
 )
 
 

@@ -23,7 +23,7 @@ from helpers import (
 )
 from PIL import Image
 
-from examples import command_line, image_translation, runs, scenes
+from experiments import command_line, image_translation, runs, scenes
 from keras_san import callbacks, normalizers
 from keras_san.networks import spade
 
@@ -480,7 +480,7 @@ class TestTranslate:
         (too_large, colours, broken) = found
         assert "the label 4 in" in too_large and "a.png" in too_large
         assert "number of classes, 4. The network was trained on" in too_large
-        assert "examples.image_translation number FOLDER" in colours
+        assert "experiments.image_translation number FOLDER" in colours
         assert "b.png" in colours
         assert "cannot be read" in broken and "c.png" in broken
 
@@ -557,7 +557,9 @@ GENERATOR = functools.cache(spade.generator)
 
 def test_an_error_is_one_line(tmp_path, monkeypatch):
     arguments = ["translate", tmp_path, "--run", tmp_path]
-    message = run_module(monkeypatch, "examples.image_translation", arguments)
+    message = run_module(
+        monkeypatch, "experiments.image_translation", arguments
+    )
     assert message.startswith("error: There is no such file. Train")
     assert "\n" not in message
 

@@ -3,7 +3,7 @@ import pytest
 from helpers import RNG, noise, numbers, save
 from PIL import Image
 
-from examples import label_maps, scenes
+from experiments import label_maps, scenes
 
 
 def read_labels(path, num_classes=None):
@@ -91,7 +91,9 @@ class TestReadLabels:
         save(tmp_path / "0.png", array)
         message = refused(tmp_path / "0.png")
         assert "colours where each pixel should hold the number" in message
-        assert "python -m examples.image_translation number FOLDER" in message
+        assert (
+            "python -m experiments.image_translation number FOLDER" in message
+        )
 
     @pytest.mark.parametrize("name", ["0.jpg", "in_truth_a_jpeg.png"])
     def test_jpeg(self, name, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from helpers import noise, save
 from PIL import Image
 
-from examples import photographs
+from experiments import photographs
 from keras_san.resizing import imresize
 
 

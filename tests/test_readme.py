@@ -13,7 +13,7 @@ import pytest
 from helpers import BACKEND, quickly
 from PIL import Image
 
-from examples import image_generation
+from experiments import image_generation
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -53,11 +53,11 @@ def test_snippets(fresh_keras, tmp_path, monkeypatch):
 
 # The tests below run all commands of these, and no line is left.
 MODULES = {
-    "examples.image_generation": 8,
+    "experiments.image_generation": 8,
     "keras_san.diagnostics": 2,
-    "examples.super_resolution": 3,
-    "examples.image_translation": 3,
-    "examples.attribute_transfer": 2,
+    "experiments.super_resolution": 3,
+    "experiments.image_translation": 3,
+    "experiments.attribute_transfer": 2,
 }
 
 
@@ -72,20 +72,20 @@ def arguments_of(module):
 
 
 def test_there_is_nothing_else():
-    """`.ci/run` runs the test command; the examples are run below."""
+    """`.ci/run` runs the test command; the experiments are run below."""
     install, test, *others, jax = SHELL
     for command in (install, test):
         assert command.startswith(
             "python3 -m venv .venv && .venv/bin/pip install -e "
         )
-    assert install.endswith("-m examples.image_generation")
+    assert install.endswith("-m experiments.image_generation")
     assert test.endswith("-m pytest")
     assert {line.split()[0] for line in others} == {".venv/bin/python"}
     assert len(others) == sum(MODULES.values()) - 1
     for module, count in MODULES.items():
         assert len(arguments_of(module)) == count
     # tests/test_distribution.py trains so; here JAX may be missing.
-    line = "KERAS_BACKEND=jax .venv/bin/python -m examples.image_generation"
+    line = "KERAS_BACKEND=jax .venv/bin/python -m experiments.image_generation"
     assert jax.startswith(line)
     image_generation.parse(shlex.split(jax.removeprefix(line)))
 
@@ -105,11 +105,11 @@ def run_commands(module, short=()):
 def test_image_generation_commands(tmp_path, quick, monkeypatch):
     """Each as it stands, but short, and on data that is at hand."""
     monkeypatch.chdir(tmp_path)
-    first, *others = arguments_of("examples.image_generation")
+    first, *others = arguments_of("experiments.image_generation")
     assert first == []
     # In a process of its own, as a reader starts it.
     run = subprocess.run(
-        [sys.executable, "-m", "examples.image_generation"]
+        [sys.executable, "-m", "experiments.image_generation"]
         + ["--steps-per-epoch", "1", "--epochs", "1"],
         env={**os.environ, "PYTHONPATH": ROOT},
         capture_output=True,
@@ -129,7 +129,7 @@ def test_image_generation_commands(tmp_path, quick, monkeypatch):
         )
     for arguments in others:
         if "--download" in arguments:
-            # tests/test_examples.py trains, with a dataset made for it.
+            # tests/test_experiments.py trains, with a dataset made for it.
             image_generation.parse(arguments)
             continue
         arguments += ["--steps-per-epoch", "1"]
@@ -164,7 +164,7 @@ def test_super_resolution_commands(tmp_path, quick, monkeypatch):
     photograph.parent.mkdir(parents=True)
     Image.new("RGB", (30, 20), (200, 100, 50)).save(photograph)
     short = ["--pretraining-epochs", "1"]
-    run_commands("examples.super_resolution", short)
+    run_commands("experiments.super_resolution", short)
     run = tmp_path / "runs" / "photographs-san"
     assert (run / "comparison.png").exists()
     assert (run / "evaluation-photographs.csv").exists()
@@ -184,7 +184,7 @@ def test_image_translation_commands(tmp_path, quick, monkeypatch):
                 image.save(path / "scenes" / split / kind / f"{i}.png")
     Image.new("L", (50, 40), 11).save(path / "labels.png")
     short = ["--width", "0.02", "--critic-width", "0.02"]
-    run_commands("examples.image_translation", short)
+    run_commands("experiments.image_translation", short)
     assert (tmp_path / "runs" / "scenes" / "samples.png").exists()
     with Image.open(tmp_path / "translated" / "labels.png") as image:
         assert image.size == (96, 96)
@@ -195,7 +195,7 @@ def test_attribute_transfer_commands(tmp_path, quick, monkeypatch):
     path = tmp_path / "path" / "to"
     path.mkdir(parents=True)
     Image.new("RGB", (20, 20)).save(path / "digit.png")
-    run_commands("examples.attribute_transfer")
+    run_commands("experiments.attribute_transfer")
     run = tmp_path / "runs" / "digits-stargan-san"
     assert (run / "samples.png").exists()
     with Image.open(tmp_path / "edited" / "digit.png") as image:

@@ -9,7 +9,7 @@ import skimage
 from helpers import RNG, noise, numbers, save
 from PIL import Image
 
-from examples import label_maps, scenes
+from experiments import label_maps, scenes
 
 
 def fill(folder, count=3, high=5, size=(6, 8)):
@@ -647,7 +647,7 @@ def test_fit_takes_them(tmp_path):
     """In a process of its own, which has to end, too."""
     script = textwrap.dedent("""
         import keras
-        from examples import scenes
+        from experiments import scenes
 
         loaded = scenes.load(size=(8, 8))[:7]
         model = keras.Sequential(

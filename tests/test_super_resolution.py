@@ -9,7 +9,7 @@ import pytest
 from helpers import BACKEND, needs_training, quickly, run_module
 from PIL import Image
 
-from examples import comparing, photographs, runs, super_resolution
+from experiments import comparing, photographs, runs, super_resolution
 from keras_san import losses, normalizers
 from keras_san.metrics import image_quality
 from keras_san.resizing import imresize
@@ -252,7 +252,7 @@ class TestSettings:
 
 def test_an_error_is_one_line(tmp_path, monkeypatch):
     arguments = ["train", "--data", tmp_path]
-    message = run_module(monkeypatch, "examples.super_resolution", arguments)
+    message = run_module(monkeypatch, "experiments.super_resolution", arguments)
     assert message.startswith("error: The folder holds no images")
     assert "\n" not in message
 

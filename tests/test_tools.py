@@ -17,7 +17,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 pytestmark = [
     pytest.mark.skipif(
         BACKEND != "tensorflow",
-        reason="the tools run the examples; run on tensorflow",
+        reason="the tools run the experiments; run on tensorflow",
     ),
     pytest.mark.usefixtures("fresh_keras"),
 ]

@@ -7,7 +7,7 @@ from helpers import ignore_torch_copies
 from keras import layers
 from PIL import Image
 
-from examples import upscaling
+from experiments import upscaling
 from keras_san.networks import srgan
 
 RNG = np.random.default_rng(0)

@@ -130,43 +130,43 @@ keras_san/regularizers.py: the wrong matrices are transposed
 
 @ tests/test_label_maps.py
 
-examples/label_maps.py: edges are marked on one side only
+experiments/label_maps.py: edges are marked on one side only
 - edges[..., :, :-1] |= across
 + edges[..., :, 1:] |= across
 
 @ tests/test_photographs.py
 
-examples/photographs.py: the crops of a pair show different places
+experiments/photographs.py: the crops of a pair show different places
 - _window(high, y * scale, x * scale, self.crop * scale)
 + _window(high, y, x, self.crop * scale)
 
-examples/batches.py: each epoch gets the batches of the first
+experiments/batches.py: each epoch gets the batches of the first
 - return self.epoch * self.steps + index
 + return index
 
 @ tests/test_attributes.py ? Batches
 
-examples/batches.py: images are mirrored upside down
+experiments/batches.py: images are mirrored upside down
 - images[mirrored] = images[mirrored, :, ::-1]
 + images[mirrored] = images[mirrored, ::-1]
 
-examples/batches.py: all passes have one order
+experiments/batches.py: all passes have one order
 - rng = np.random.default_rng((self.seed, number))
 + rng = np.random.default_rng(self.seed)
 
 @ tests/test_data.py
 
-examples/data.py: a resumed run gets the first batches of its epoch again
+experiments/data.py: a resumed run gets the first batches of its epoch again
 - .skip(offset)
 + .skip(0)
 
-examples/data.py: white of 16 bits turns black
+experiments/data.py: white of 16 bits turns black
 - array = (np.asarray(image).astype("int64") + 128) // 257
 + array = (np.asarray(image).astype("int64") + 128) // 256
 
 @ tests/test_upscaling.py
 
-examples/upscaling.py: tiles are kept up to their borders
+experiments/upscaling.py: tiles are kept up to their borders
 - cuts = [0, *(start + overlap for start in starts[1:]), length]
 + cuts = [0, *starts[1:], length]
 
@@ -784,9 +784,9 @@ keras_san/networks/srgan.py: the hidden layer has no activation
 - x = activation(convolution(hidden, 3, "conv_hidden")(x))
 + x = convolution(hidden, 3, "conv_hidden")(x)
 
-@ tests/test_examples.py ? overwritten
+@ tests/test_experiments.py ? overwritten
 
-examples/runs.py: a run overwrites the one before
+experiments/runs.py: a run overwrites the one before
 - if os.path.exists(self.folder):
 + if os.path.isfile(self.folder):
 

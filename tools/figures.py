@@ -1,8 +1,8 @@
 r"""Redraws the figures of both papers, from runs of its own.
 
 Each figure is a PNG with a CSV beside it. What must be trained is trained by
-`examples.image_generation`, and kept: run it again to go on. Arguments behind
-`--` go to every run, as in
+`experiments.image_generation`, and kept: run it again to go on. Arguments
+behind `--` go to every run, as in
 
     python tools/figures.py --figures singular_values update_interval \
         -- --dataset cifar10 --data-dir DIR --width 0.5
@@ -24,7 +24,7 @@ sys.path.insert(0, ROOT)
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from examples import data  # noqa: E402
+from experiments import data  # noqa: E402
 from keras_san import SANWrapper, callbacks, norms  # noqa: E402
 from keras_san.callbacks.logs import read_rows, write_rows  # noqa: E402
 from keras_san.diagnostics import channel_sparsity, layer_norms  # noqa: E402

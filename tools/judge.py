@@ -18,7 +18,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from keras import layers  # noqa: E402
 
-from examples import data  # noqa: E402
+from experiments import data  # noqa: E402
 
 
 def main(argv=None):
@@ -39,7 +39,7 @@ def main(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--dataset", default="digits", help="as of examples.image_generation")
+    add("--dataset", default="digits", help="as the experiments take it")
     add("--data-dir", help="where tensorflow-datasets keeps its data")
     add(
         "--download",

@@ -23,7 +23,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from examples import image_generation  # noqa: E402
+from experiments import image_generation  # noqa: E402
 from keras_san import callbacks  # noqa: E402
 
 # Published Inception scores, from Table 1 of the SAN paper, and FIDs, from
@@ -213,7 +213,7 @@ def train(run):
     paths = [ROOT, os.environ.get("PYTHONPATH", "")]
     paths = os.pathsep.join(filter(None, paths))
     result = subprocess.run(
-        [sys.executable, "-m", "examples.image_generation", *command],
+        [sys.executable, "-m", "experiments.image_generation", *command],
         env={**os.environ, "PYTHONPATH": paths},
     )
     run["state"] = "failed" if result.returncode else "finished"

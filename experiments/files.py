@@ -2,7 +2,7 @@
 
 import os
 
-from examples import data
+from experiments import data
 
 
 def convert(work, paths, output, force=False, endings=(".png",)):

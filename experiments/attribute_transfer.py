@@ -2,7 +2,7 @@
 
 Without arguments, `train` takes scikit-learn's handwritten digits in three
 colours, thick and thin, which need no network, for a few minutes on two CPU
-cores. See `python -m examples.attribute_transfer train --help`.
+cores. See `python -m experiments.attribute_transfer train --help`.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import keras_san
-from examples import attributes, command_line, data, files, runs
+from experiments import attributes, command_line, data, files, runs
 from keras_san import callbacks, losses
 from keras_san.checks import check_count
 from keras_san.networks import stargan

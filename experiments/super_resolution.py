@@ -2,7 +2,7 @@
 
 Without arguments, `train` takes scikit-image's bundled photographs, which
 need no network, for a few minutes on two CPU cores. See
-`python -m examples.super_resolution train --help`.
+`python -m experiments.super_resolution train --help`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import keras
 from PIL import Image
 
 import keras_san
-from examples import (
+from experiments import (
     command_line,
     comparing,
     photographs,

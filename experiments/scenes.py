@@ -7,7 +7,7 @@ import os
 import numpy as np
 from PIL import Image, ImageFilter
 
-from examples import batches, data, label_maps, photographs
+from experiments import batches, data, label_maps, photographs
 from keras_san.checks import check_count
 
 # Of scikit-image's bundled images, the photographs in colour of what an eye
@@ -222,9 +222,10 @@ def _check_palettes(palette, name, scene):
             raise ValueError(
                 "A number has different colours in the palettes of two label "
                 "maps, so it seems not to stand for one class. `python -m "
-                "examples.image_translation number FOLDER` makes label maps of "
-                f"equal numbers from colours. Received: {n} as {colours[0]} in "
-                f"{name!r} and {colours[1]} in {scene.name!r}"
+                "experiments.image_translation number FOLDER` makes label maps "
+                "of equal numbers from colours. Received: "
+                f"{n} as {colours[0]} in {name!r} and {colours[1]} in "
+                f"{scene.name!r}"
             )
 
 

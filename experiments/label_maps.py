@@ -6,7 +6,7 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
-from examples import data, files
+from experiments import data, files
 
 # What stands for a pixel without a class, until the classes are counted.
 VOID = 255
@@ -155,8 +155,9 @@ def read_numbers(path, what):
         if np.any(channels != numbers[..., :1]):
             raise ValueError(
                 "The image has colours where each pixel should hold the "
-                f"number of its {what}. `python -m examples.image_translation "
-                "number FOLDER` makes label maps of numbers from colours. "
+                f"number of its {what}. `python -m "
+                "experiments.image_translation number FOLDER` makes label maps "
+                "of numbers from colours. "
                 f"Received: {path!r}"
             )
         numbers = numbers[..., 0]

@@ -1,4 +1,4 @@
-"""Arguments that several examples share, and what they stand for."""
+"""Arguments that several experiments share, and what they stand for."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ import os
 
 import keras
 
-from examples import runs
+from experiments import runs
 from keras_san import callbacks, losses, normalizers
 from keras_san.checks import check_count
 
@@ -24,7 +24,7 @@ def commands(name, description):
         description, and returns its parser.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m examples.{name}",
+        prog=f"python -m experiments.{name}",
         allow_abbrev=False,
         description=description.splitlines()[0],
     )
@@ -368,7 +368,7 @@ def load_network(path, example):
     if not os.path.isfile(path):
         raise ValueError(
             "There is no such file. Train a network first, by `python -m "
-            f"examples.{example} train`, or say where one is. "
+            f"experiments.{example} train`, or say where one is. "
             f"Received: {path!r}"
         )
     try:
@@ -399,7 +399,7 @@ def export_network(network, path):
         print(f"There is no SavedModel of the generator: {error}")
 
 
-@keras.saving.register_keras_serializable("examples")
+@keras.saving.register_keras_serializable("experiments")
 class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     """A learning rate that is constant first, and then falls linearly to 0.
 

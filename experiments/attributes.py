@@ -7,8 +7,8 @@ import os
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from examples import batches, data
-from examples.photographs import to_float
+from experiments import batches, data
+from experiments.photographs import to_float
 from keras_san.checks import check_count
 
 # What is read of CelebA's forty attributes where none are asked for.

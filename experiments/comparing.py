@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from PIL import Image, ImageDraw
 
-from examples import photographs, upscaling
+from experiments import photographs, upscaling
 from keras_san import callbacks
 from keras_san.metrics import image_quality
 from keras_san.resizing import imresize

@@ -26,7 +26,7 @@ _FREE = (
 
 
 def add_arguments(parser):
-    """Adds the arguments that all examples share."""
+    """Adds the arguments that all experiments share."""
     add = parser.add_argument
     add("--name", help="of the run; default: dataset and normalizer")
     add("--output", default="runs", help="folder that holds all runs")

@@ -7,7 +7,7 @@ import pytest
 from helpers import BACKEND, images_of, run_module
 from PIL import Image
 
-from examples import command_line, data, image_generation
+from experiments import command_line, data, image_generation
 from keras_san import callbacks, losses, normalizers
 
 pytestmark = [
@@ -420,6 +420,6 @@ def test_a_rate_that_falls_to_zero_falls_once(tmp_path):
 
 def test_errors_on_the_command_line_are_one_line(tmp_path, monkeypatch):
     arguments = ["--dataset", tmp_path / "nowhere", "--output", tmp_path]
-    error = run_module(monkeypatch, "examples.image_generation", arguments)
+    error = run_module(monkeypatch, "experiments.image_generation", arguments)
     assert error.startswith("error: ") and "nowhere" in error
     assert "\n" not in error

@@ -1,7 +1,7 @@
 """Trains a GAN on images, and leaves samples, curves and a generator.
 
 Without arguments: handwritten digits, which need no network, for about a
-minute on two CPU cores. See `python -m examples.image_generation --help`.
+minute on two CPU cores. See `python -m experiments.image_generation --help`.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 import keras_san
-from examples import command_line, data, runs
+from experiments import command_line, data, runs
 from keras_san import callbacks, losses, normalizers, regularizers
 from keras_san.checks import check_count
 from keras_san.metrics import extractors
@@ -96,7 +96,7 @@ SETTINGS = {
 def parse(argv=None):
     """Reads the command line into a namespace."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.image_generation",
+        prog="python -m experiments.image_generation",
         allow_abbrev=False,
         description=__doc__.splitlines()[0],
         epilog="Where no default is given, it is that of the network, or of "

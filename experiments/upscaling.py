@@ -6,7 +6,7 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
-from examples import data, files
+from experiments import data, files
 
 # What an enlarged file keeps as its ending; others become PNG.
 _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")

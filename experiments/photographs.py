@@ -1,4 +1,4 @@
-"""Pairs of photographs, small and large, for the examples that enlarge."""
+"""Pairs of photographs, small and large, for the experiments that enlarge."""
 
 import collections.abc
 import dataclasses
@@ -11,7 +11,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from examples import batches, data
+from experiments import batches, data
 from keras_san.resizing import imresize
 
 # Of scikit-image's bundled images, what a camera has made, and not a second

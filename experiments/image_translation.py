@@ -2,7 +2,7 @@
 
 Without arguments, `train` takes windows of scikit-image's bundled photographs
 and their main colours as labels, which need no network, for a few minutes on
-two CPU cores. See `python -m examples.image_translation train --help`.
+two CPU cores. See `python -m experiments.image_translation train --help`.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 import keras_san
-from examples import (
+from experiments import (
     command_line,
     data,
     files,
