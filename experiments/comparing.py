@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from experiments import photographs, upscaling
 from keras_san import callbacks
 from keras_san.metrics import image_quality
-from keras_san.resizing import imresize
+from keras_san.metrics.resizing import imresize
 
 # Published for 4x on BSD100: PSNR in dB, NIQE under the model of its authors
 # (Kligvasser and Michaeli, 2021, Table 2).

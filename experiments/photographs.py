@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import batches, data
-from keras_san.resizing import imresize
+from keras_san.metrics.resizing import imresize
 
 # Of scikit-image's bundled images, what a camera has made, and not a second
 # time. The validation split is what no training sees.
@@ -92,7 +92,7 @@ def load(
     What is greyscale gets three equal channels. Where only large photographs
     are given, rows and columns at their lower and right ends are cut off
     until `scale` divides what is left, and the small ones come from MATLAB's
-    antialiased bicubic downscaling, see `keras_san.resizing.imresize`.
+    antialiased bicubic downscaling, see `keras_san.metrics.resizing.imresize`.
 
     Args:
         name: String. `"photographs"` are scikit-image's bundled ones; they

@@ -22,7 +22,7 @@ from keras_san.metrics.image_quality import (
     psnr,
     ssim,
 )
-from keras_san.resizing import imresize
+from keras_san.metrics.resizing import imresize
 
 RNG = np.random.default_rng(0)
 DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"

@@ -7,7 +7,7 @@ from helpers import noise, save
 from PIL import Image
 
 from experiments import photographs
-from keras_san.resizing import imresize
+from keras_san.metrics.resizing import imresize
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from helpers import property_test
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_san.resizing import imresize
+from keras_san.metrics.resizing import imresize
 
 RNG = np.random.default_rng(0)
 DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"

@@ -12,7 +12,7 @@ from PIL import Image
 from experiments import comparing, photographs, runs, super_resolution
 from keras_san import losses, normalizers
 from keras_san.metrics import image_quality
-from keras_san.resizing import imresize
+from keras_san.metrics.resizing import imresize
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = os.path.join(ROOT, "..", "shared", "data")

@@ -28,19 +28,19 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BREAKAGES = r"""
 @ tests/test_resizing.py
 
-keras_san/resizing.py: images that shrink alias
+keras_san/metrics/resizing.py: images that shrink alias
 - stretch = max(1.0, 1.0 / scale)
 + stretch = 1.0
 
-keras_san/resizing.py: halves are rounded to even
+keras_san/metrics/resizing.py: halves are rounded to even
 - np.clip(np.floor(output + 0.5), 0, 255)
 + np.clip(np.rint(output), 0, 255)
 
-keras_san/resizing.py: the image is repeated from its other end
+keras_san/metrics/resizing.py: the image is repeated from its other end
 - index = np.minimum(index, 2 * n - 1 - index)
 + index = index % n
 
-keras_san/resizing.py: the first axis always goes first
+keras_san/metrics/resizing.py: the first axis always goes first
 - for axis in sorted((0, 1), key=lambda axis: scales[axis]):
 + for axis in (0, 1):
 

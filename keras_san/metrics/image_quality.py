@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_san.checks import check_count
-from keras_san.resizing import imresize
+from keras_san.metrics.resizing import imresize
 
 _BLOCK = 96
 _FEATURES = 36
