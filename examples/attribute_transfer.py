@@ -40,11 +40,11 @@ keras.utils.set_random_seed(0)
 
 # +
 def draw(digit, thick):
-    image = Image.fromarray((digit * 255 / 16).astype("uint8"))
+    image = Image.fromarray(np.pad(digit * 255 / 16, 1).astype("uint8"))
     image = image.resize((2 * SIZE, 2 * SIZE), Image.BICUBIC)
-    image = image.point(lambda level: 255 * (level > 140))
-    change = ImageFilter.MaxFilter if thick else ImageFilter.MinFilter
-    image = image.filter(change(5)).filter(ImageFilter.GaussianBlur(1))
+    image = image.point(lambda level: 255 * (level > 120))
+    change = ImageFilter.MaxFilter(3) if thick else ImageFilter.MinFilter(3)
+    image = image.filter(change).filter(ImageFilter.GaussianBlur(1))
     return np.asarray(image.resize((SIZE, SIZE), Image.BOX)) / 255.0
 
 

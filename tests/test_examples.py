@@ -4,6 +4,7 @@ import os
 import runpy
 
 import pytest
+from helpers import BACKEND
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDER = os.path.join(ROOT, "examples")
@@ -45,6 +46,26 @@ def test_it_is_a_page(name):
     assert "argparse" not in text and "examples" not in text
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_notebook_is_in_step(name):
+    """Else run `jupytext --to ipynb examples/*.py`."""
+    jupytext = pytest.importorskip("jupytext", reason="see setup.cfg, test")
+    page, notebook = (
+        jupytext.read(os.path.join(FOLDER, f"{name}.{ending}"))
+        for ending in ("py", "ipynb")
+    )
+    cells = [
+        [(cell.cell_type, cell.source) for cell in book.cells]
+        for book in (page, notebook)
+    ]
+    assert cells[0] == cells[1]
+    assert len(cells[0]) > 5
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow",
+    reason="the main job's data are TensorFlow's; run there",
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_from_a_copy(name, tmp_path, quick, monkeypatch):
     text = source(name)
