@@ -1,5 +1,6 @@
-"""Every command and snippet of the README runs."""
+"""Every command and snippet of the README and of the guides runs."""
 
+import ast
 import importlib
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
@@ -15,50 +17,62 @@ from PIL import Image
 
 from experiments import image_generation
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+}
 
-with open(os.path.join(ROOT, "README.md")) as file:
-    BLOCKS = re.findall(r"```(\w+)\n(.*?)```", file.read(), re.DOTALL)
 
-PYTHON = [text for language, text in BLOCKS if language == "python"]
+def blocks(language, page):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.M | re.S)
+
+
 SHELL = [
     line
-    for language, text in BLOCKS
-    if language == "bash"
+    for page in PAGES
+    for text in blocks("bash", page)
     for line in text.splitlines()
 ]
 
 pytestmark = pytest.mark.skipif(
     BACKEND != "tensorflow",
-    reason="the README exports SavedModels; run on tensorflow",
+    reason="the guides export SavedModels; run on tensorflow",
 )
 
 
-def test_snippets(fresh_keras, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks("python", p)])
+def test_snippets(page, fresh_keras, tmp_path, monkeypatch):
     """In the order of the page: each may use what came before."""
     monkeypatch.chdir(tmp_path)
     quickly(monkeypatch, export=True)
-    assert len(PYTHON) == 10
     namespace = {}
-    for text in PYTHON:
-        exec(compile(text, "README.md", "exec"), namespace)
-    assert namespace["critic"].output_shape == (None, 1)
-    assert namespace["samples"].shape == (16, 32, 32, 3)
-    assert namespace["enlarged"].shape == (8, 64, 64, 3)
-    assert namespace["made"].shape == (8, 64, 64, 3)
-    assert namespace["changed"].shape == (8, 32, 32, 3)
-    assert os.path.exists(tmp_path / "gan.keras")
-    assert os.path.exists(tmp_path / "generator" / "saved_model.pb")
+    for text in blocks("python", page):
+        exec(compile(text, page, "exec"), namespace)
+        # What a comment says of a shape holds.
+        for name, shape in re.findall(r"^(\w+) = .*# (\(.*?\))", text, re.M):
+            assert namespace[name].shape == ast.literal_eval(shape)
+        for path in re.findall(r"\.(?:export|save)\(\"(.+?)\"", text):
+            assert (tmp_path / path).exists()
+
+
+def test_links():
+    """Of what no site shows; `mkdocs build --strict` sees to the others."""
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text())
+        for link in links:
+            assert (ROOT / link).exists(), (name, link)
 
 
 # The tests below run all commands of these, and no line is left.
-MODULES = {
-    "experiments.image_generation": 8,
-    "keras_san.diagnostics": 2,
-    "experiments.super_resolution": 3,
-    "experiments.image_translation": 3,
-    "experiments.attribute_transfer": 2,
-}
+MODULES = (
+    "examples.image_generation",
+    "experiments.image_generation",
+    "keras_san.diagnostics",
+    "experiments.super_resolution",
+    "experiments.image_translation",
+    "experiments.attribute_transfer",
+)
 
 
 def arguments_of(module):
@@ -72,22 +86,53 @@ def arguments_of(module):
 
 
 def test_there_is_nothing_else():
-    """`.ci/run` runs the test command; the experiments are run below."""
-    install, test, *others, jax = SHELL
-    for command in (install, test):
-        assert command.startswith(
-            "python3 -m venv .venv && .venv/bin/pip install -e "
-        )
-    assert install.endswith("-m experiments.image_generation")
-    assert test.endswith("-m pytest")
-    assert {line.split()[0] for line in others} == {".venv/bin/python"}
-    assert len(others) == sum(MODULES.values()) - 1
-    for module, count in MODULES.items():
-        assert len(arguments_of(module)) == count
-    # tests/test_distribution.py trains so; here JAX may be missing.
-    line = "KERAS_BACKEND=jax .venv/bin/python -m experiments.image_generation"
-    assert jax.startswith(line)
-    image_generation.parse(shlex.split(jax.removeprefix(line)))
+    """`.ci/run` runs the test command; the others are run below."""
+    python = ".venv/bin/python -m "
+    jax = f"KERAS_BACKEND=jax {python}experiments.image_generation"
+    install = "python3 -m venv .venv && .venv/bin/pip install -e "
+    main = f'{install}".[examples]" && {python}examples.image_generation'
+    test = f'{install}".[test]" && .venv/bin/ruff check . && {python}pytest'
+    assert blocks("bash", "README.md") == [f"{main}\n", f"{test}\n"]
+    for line in {*SHELL} - {main, test}:
+        if line.startswith(jax):
+            # tests/test_distribution.py trains so; here JAX may be missing.
+            image_generation.parse(shlex.split(line.removeprefix(jax)))
+        else:
+            assert line.removeprefix(python).split()[0] in MODULES, line
+    assert all(arguments_of(module) for module in MODULES)
+
+
+# What a reader starts, but for one step.
+SHORT = """
+import runpy
+import keras
+fit = keras.Model.fit
+keras.Model.fit = lambda *args, **kwargs: fit(
+    *args, **{**kwargs, "epochs": 1, "steps_per_epoch": 1}
+)
+runpy.run_module("examples.image_generation", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(
+    not (ROOT / "examples" / "image_generation.py").exists(),
+    reason="examples/image_generation.py is missing",
+)
+def test_the_main_command(tmp_path):
+    assert not any(arguments_of("examples.image_generation"))
+    run_in_a_process(tmp_path, "-c", SHORT)
+    assert list(tmp_path.rglob("*.png"))
+
+
+def run_in_a_process(folder, *arguments):
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
 
 
 def run_commands(module, short=()):
@@ -105,17 +150,13 @@ def run_commands(module, short=()):
 def test_image_generation_commands(tmp_path, quick, monkeypatch):
     """Each as it stands, but short, and on data that is at hand."""
     monkeypatch.chdir(tmp_path)
-    first, *others = arguments_of("experiments.image_generation")
-    assert first == []
-    # In a process of its own, as a reader starts it.
-    run = subprocess.run(
-        [sys.executable, "-m", "experiments.image_generation"]
-        + ["--steps-per-epoch", "1", "--epochs", "1"],
-        env={**os.environ, "PYTHONPATH": ROOT},
-        capture_output=True,
-        text=True,
+    others = arguments_of("experiments.image_generation")
+    others.remove([])  # The first, whatever page the others are on.
+    run_in_a_process(
+        tmp_path,
+        *("-m", "experiments.image_generation"),
+        *("--steps-per-epoch", "1", "--epochs", "1"),
     )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     runs = tmp_path / "runs"
     files = {*os.listdir(runs / "digits-san")}
     assert {"samples.png", "curves.png", "log.csv", "gan.keras"} <= files
