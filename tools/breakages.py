@@ -334,7 +334,7 @@ keras_san/padding.py: transposed layers begin a pixel too early
 
 @ tests/test_layers.py ? channels
 
-keras_san/layers.py: channels are looked for in the last axis
+keras_san/geometry.py: channels are looked for in the last axis
 - channels_axis=1 if channels_first else -1,
 + channels_axis=-1,
 
@@ -496,7 +496,7 @@ keras_san/gan/base.py: half precision has no loss scaling
 
 @ tests/test_contract.py
 
-keras_san/layers.py: the image of a transposed layer is that of its input
+keras_san/geometry.py: the image of a transposed layer is that of its input
 - spatial = [n * s for n, s in zip(spatial, layer.strides)]
 + spatial = list(spatial)
 
@@ -632,15 +632,15 @@ keras_san/callbacks/monitor.py: the same warning comes again and again
 
 @ tests/test_diagnostics.py ? layer_norms variance
 
-keras_san/diagnostics/kernels.py: the fans of transposed kernels are swapped
+keras_san/geometry.py: the fans of transposed kernels are swapped
 - rows, columns = columns, rows
 + rows, columns = rows, columns
 
 @ tests/test_diagnostics.py ? gains shares
 
 keras_san/diagnostics/kernels.py: the share of filters counts the wrong way
-- intended *= norms.subset_gain(filters, ratio)
-+ intended /= norms.subset_gain(filters, ratio)
+- return norm / (kernel.intended_norm() * share)
++ return norm / (kernel.intended_norm() / share)
 
 @ tests/test_diagnostics.py ? record
 
@@ -656,17 +656,17 @@ keras_san/diagnostics/signals.py: growth is not that of ReLU
 
 @ tests/test_diagnostics.py ? gradient bound
 
-keras_san/diagnostics/kernels.py: a stride reads fewer pixels than it does
-- return math.prod(math.ceil(k / s) for k, s in zip(size, strides))
-+ return math.prod(k // s for k, s in zip(size, strides))
+keras_san/geometry.py: a stride reads fewer pixels than it does
+- return math.prod(math.ceil(k / s) for k, s in zip(size, self.strides))
++ return math.prod(k // s for k, s in zip(size, self.strides))
 
 keras_san/diagnostics/gradients.py: gradients are those after a measurement
 - with keras.StatelessScope(mapping), hold_norms():
 + with keras.StatelessScope(mapping):
 
 keras_san/diagnostics/bounds.py: the square root of what is shared is missing
-- * math.sqrt(own[0].sharing)
-+ * own[0].sharing
+- math.sqrt(own[0].geometry.sharing(own[0].variable.shape))
++ own[0].geometry.sharing(own[0].variable.shape)
 
 keras_san/diagnostics/bounds.py: of several ways the last one counts
 - behind[id(x)] = behind.get(id(x), 0.0) + found[0] * factor

@@ -7,8 +7,9 @@ import numpy as np
 from keras import ops
 
 from keras_san.diagnostics.gradients import logits_of
-from keras_san.diagnostics.kernels import LINEAR, find_kernels, layer_norms
+from keras_san.diagnostics.kernels import find_kernels, layer_norms
 from keras_san.diagnostics.recording import record
+from keras_san.geometry import LINEAR
 
 # By how much the slope of an activation can exceed one, at most.
 _SLOPES = {
@@ -95,7 +96,7 @@ def gradient_bounds(model, images, norms=None):
             bounds[own[0].name] += (
                 found[0]
                 * slope
-                * math.sqrt(own[0].sharing)
+                * math.sqrt(own[0].geometry.sharing(own[0].variable.shape))
                 * _mean_norm(call.inputs[0])
             )
         for x in call.inputs:

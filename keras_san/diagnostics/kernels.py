@@ -9,16 +9,16 @@ import numpy as np
 from keras import ops
 
 from keras_san import normalizers, norms
-from keras_san.kernel_normalization import KernelNormalization
-from keras_san.layers import (
+from keras_san.geometry import (
     CONVOLUTIONS,
-    KERNELS,
-    SANWrapper,
-    flatten_layers,
+    LINEAR,
+    Convolution,
+    Matrix,
     geometry_of,
+    kernels_of,
 )
-
-LINEAR = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
+from keras_san.kernel_normalization import KernelNormalization
+from keras_san.layers import SANWrapper, flatten_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Kernel:
             stands for it alone.
         holder: The layer that holds it, of which `layer` may be a wrapper.
         variable: A `keras.Variable`, the raw kernel.
-        geometry: A `normalizers.Matrix` or `normalizers.Convolution`.
+        geometry: A `Matrix` or `Convolution`.
         normalization: What `keras_san` divides or projects it by, or `None`.
         keras_spectral: Boolean, whether `keras.layers.SpectralNormalization`
             overwrites it.
@@ -43,7 +43,7 @@ class Kernel:
     layer: keras.layers.Layer
     holder: keras.layers.Layer
     variable: keras.Variable
-    geometry: normalizers.Matrix | normalizers.Convolution
+    geometry: Matrix | Convolution
     normalization: KernelNormalization | None = None
     keras_spectral: bool = False
 
@@ -70,20 +70,6 @@ class Kernel:
         """The norm that it is divided to, as measured; a float."""
         gain = self.normalization.gain() if self.normalization else 1.0
         return self.normalizer.scale / float(gain)
-
-    @property
-    def sharing(self):
-        """By how many output positions a pixel of the input is read.
-
-        The product over the axes of `ceil(kernel_size / stride)`; 1 of a
-        matrix. Of a transposed convolution: from how many input positions a
-        pixel of the output is made.
-        """
-        if isinstance(self.geometry, normalizers.Matrix):
-            return 1
-        size = self.variable.shape[:-2]
-        strides = self.geometry.strides
-        return math.prod(math.ceil(k / s) for k, s in zip(size, strides))
 
 
 def find_kernels(model):
@@ -119,10 +105,7 @@ def find_kernels(model):
         # Keras' wrapper has the kernel as an attribute, too.
         if id(holder) in {id(wrapper) for wrapper in wrappers.values()}:
             continue
-        for attribute in KERNELS:
-            variable = getattr(holder, attribute, None)
-            if not isinstance(variable, keras.Variable):
-                continue
+        for attribute, variable in kernels_of(holder).items():
             norm = normalizations.get(id(variable))
             found.append(
                 Kernel(
@@ -255,14 +238,13 @@ def layer_norms(model, operator=True, slope=0.0):
     for kernel in find_kernels(model):
         weights, geometry = kernel.effective(), kernel.geometry
         found = _norms(weights, geometry, operator)
-        fan_in, fan_out = _fans(kernel)
+        shape = kernel.variable.shape
+        fan_in, fan_out = geometry.fans(shape)
         square = float(ops.mean(ops.square(ops.cast(weights, "float32"))))
-        filters = math.prod(kernel.variable.shape[-2:])
-        matrix = isinstance(geometry, normalizers.Matrix)
         rows.append(
             (
                 kernel.name,
-                " x ".join(map(str, kernel.variable.shape)),
+                " x ".join(map(str, shape)),
                 type(kernel.normalizer).__name__ if kernel.normalizer else "",
                 found["san"],
                 found["sn"],
@@ -272,7 +254,7 @@ def layer_norms(model, operator=True, slope=0.0):
                 _over(found["operator"], found["sn"]),
                 math.sqrt(_readers(kernel)),
                 _over(found["operator"], found["san"]),
-                1.0 if matrix else math.sqrt(filters),
+                math.sqrt(geometry.num_filters(shape)),
                 _norm_over_intended(kernel, weights, found),
                 square * fan_in,
                 square * (fan_in + fan_out) / 2.0,
@@ -294,8 +276,8 @@ _OWN = {
 def _norms(weights, geometry, operator):
     """All norms of a kernel, as floats."""
     names = tuple(_OWN.values())
-    if isinstance(geometry, normalizers.Matrix):
-        sn = float(normalizers.Spectral().norm(weights, geometry))
+    if isinstance(geometry, Matrix):
+        sn = float(norms.top_singular_value(geometry.matrices(weights)))
         return dict.fromkeys((*names, "sn_transposed"), sn)
     tops = [
         float(norms.top_singular_value(matrices))
@@ -320,44 +302,28 @@ def _norms(weights, geometry, operator):
     return found
 
 
-def _fans(kernel):
-    """How many weights an output sums over, and into how many an input goes."""
-    *size, rows, columns = kernel.variable.shape
-    taps = math.prod(size)
-    if isinstance(kernel.geometry, normalizers.Matrix):
-        shape, axes = kernel.variable.shape, kernel.geometry
-        return tuple(
-            math.prod(shape[axis] for axis in group)
-            for group in (axes.inputs, axes.outputs)
-        )
-    if kernel.geometry.depthwise:
-        return taps, taps * columns
-    if kernel.geometry.transposed:
-        rows, columns = columns, rows
-    return taps * rows, taps * columns // kernel.geometry.groups
-
-
 def _readers(kernel):
     """By how many output positions a pixel of the input is read."""
     if getattr(kernel.geometry, "transposed", False):
         return math.prod(kernel.variable.shape[:-2])
-    return kernel.sharing
+    return kernel.geometry.sharing(kernel.variable.shape)
 
 
 def _norm_over_intended(kernel, weights, found):
     if kernel.normalizer is None:
         return math.nan
+    rule, geometry = (
+        kernel.normalizer.for_kernel(kernel.geometry),
+        kernel.geometry,
+    )
     norm = found.get(_OWN.get(type(kernel.normalizer)), math.nan)
-    sparsity = getattr(kernel.normalizer, "sparsity", 1)
-    if math.isnan(norm) or sparsity > 1:
-        norm = float(kernel.normalizer.norm(weights, kernel.geometry))
-    intended = kernel.intended_norm()
-    if isinstance(kernel.geometry, normalizers.Convolution):
-        # This norm is of all filters, also where a share of them is measured.
-        filters = math.prod(kernel.variable.shape[-2:])
-        ratio = getattr(kernel.normalizer, "ratio", 1.0)
-        intended *= norms.subset_gain(filters, ratio)
-    return norm / intended
+    if math.isnan(norm) or getattr(rule, "sparsity", 1) > 1:
+        norm = float(rule.norm(weights, geometry))
+    # This norm is of all filters, also where a share of them is measured.
+    share = norms.subset_gain(
+        geometry.num_filters(kernel.variable.shape), getattr(rule, "ratio", 1.0)
+    )
+    return norm / (kernel.intended_norm() * share)
 
 
 def _over(a, b):
