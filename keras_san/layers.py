@@ -116,7 +116,7 @@ def _call_divided(owner, layer, call, inputs, training):
     # Not the trainability of the norms themselves: they are made when the
     # layer is built, and it may have been frozen before.
     training = bool(training) and owner.trainable and layer.trainable
-    for norm in owner.kernel_norms:
+    for norm in owner.normalizations:
         if not isinstance(norm.get_kernel(), keras.Variable):
             raise ValueError(
                 "LoRA adds to a kernel what the normalization would not see. "
@@ -127,7 +127,7 @@ def _call_divided(owner, layer, call, inputs, training):
         id(norm.get_kernel()): norm(
             training=training, inputs=inputs if norm.adapts else None
         )
-        for norm in owner.kernel_norms
+        for norm in owner.normalizations
         if norm.divides
     }
     if not divided:
@@ -164,7 +164,7 @@ class _Normalized:
     circular = False
 
     def build(self, input_shape):
-        self.kernel_norms = _build_normalized(
+        self.normalizations = _build_normalized(
             self, self, super().build, input_shape
         )
 
@@ -361,7 +361,7 @@ class SANWrapper(keras.layers.Wrapper):
             if not self.layer.built:
                 self.layer.build(shape)
 
-        self.kernel_norms = _build_normalized(
+        self.normalizations = _build_normalized(
             self, self.layer, build, input_shape
         )
         self.input_spec = self.layer.input_spec

@@ -159,7 +159,7 @@ def test_a_step_iterates_once_on_the_weights_before_it():
 
 
 def norms_of(layer):
-    return getattr(layer, "kernel_norms", [])
+    return getattr(layer, "normalizations", [])
 
 
 @needs_training
@@ -170,7 +170,7 @@ def test_norms_are_measured_once_for_each_critic_update():
         compiled=True,
     )
     fit(gan, batch_size=6)  # Two whole batches, one of 4, of 2 updates each.
-    counter = gan.critic.get_layer("first").kernel_norms[0].counter
+    counter = gan.critic.get_layer("first").normalizations[0].counter
     assert int(to_numpy(counter)) == 6
     assert int(to_numpy(gan.critic_optimizer.iterations)) == 6
     assert int(to_numpy(gan.generator_optimizer.iterations)) == 3

@@ -7,9 +7,10 @@ import numpy as np
 from keras import ops
 
 from keras_san.diagnostics.gradients import logits_of
-from keras_san.diagnostics.kernels import find_kernels, layer_norms
+from keras_san.diagnostics.kernels import layer_norms
 from keras_san.diagnostics.recording import record
 from keras_san.geometry import LINEAR
+from keras_san.kernels import find_kernels
 
 # By how much the slope of an activation can exceed one, at most.
 _SLOPES = {

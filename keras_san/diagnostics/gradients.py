@@ -10,8 +10,9 @@ from keras_san.diagnostics.differentiation import (
     hessian_product,
     value_and_gradients,
 )
-from keras_san.diagnostics.kernels import find_kernels, running_with
+from keras_san.diagnostics.kernels import running_with
 from keras_san.kernel_normalization import hold_norms
+from keras_san.kernels import find_kernels
 
 
 def mean_score(outputs):

@@ -1,7 +1,6 @@
-"""The kernels of a model as they act, and what their norms are."""
+"""The norms of a critic's kernels as they act."""
 
 import contextlib
-import dataclasses
 import math
 
 import keras
@@ -9,147 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_san import normalizers, norms
-from keras_san.geometry import (
-    CONVOLUTIONS,
-    LINEAR,
-    Convolution,
-    Matrix,
-    geometry_of,
-    kernels_of,
-)
-from keras_san.kernel_normalization import KernelNormalization
-from keras_san.layers import SANWrapper, flatten_layers
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """One kernel of one layer.
-
-    Attributes:
-        name: String, the layer's name, and behind a slash that of the kernel
-            where the layer has several; behind that `#2`, `#3` and so on
-            where layers of several models share a name.
-        layer: The layer that is called, which normalizes the kernel or
-            stands for it alone.
-        holder: The layer that holds it, of which `layer` may be a wrapper.
-        variable: A `keras.Variable`, the raw kernel.
-        geometry: A `Matrix` or `Convolution`.
-        normalization: What `keras_san` divides or projects it by, or `None`.
-        keras_spectral: Boolean, whether `keras.layers.SpectralNormalization`
-            overwrites it.
-    """
-
-    name: str
-    layer: keras.layers.Layer
-    holder: keras.layers.Layer
-    variable: keras.Variable
-    geometry: Matrix | Convolution
-    normalization: KernelNormalization | None = None
-    keras_spectral: bool = False
-
-    @property
-    def normalizer(self):
-        """What keeps it in check, a `normalizers.Normalizer` or `None`."""
-        if self.keras_spectral:
-            return normalizers.Spectral()
-        return self.normalization and self.normalization.normalizer
-
-    @property
-    def divided(self):
-        """Whether the layer runs with another kernel than the raw one."""
-        return self.normalization is not None and self.normalization.divides
-
-    def effective(self):
-        """What the layer runs with in inference, a tensor without gradient."""
-        kernel = self.variable
-        if self.divided:
-            kernel = self.normalization(training=False)
-        return ops.stop_gradient(ops.convert_to_tensor(kernel))
-
-    def intended_norm(self):
-        """The norm that it is divided to, as measured; a float."""
-        gain = self.normalization.gain() if self.normalization else 1.0
-        return self.normalizer.scale / float(gain)
-
-
-def find_kernels(model):
-    """The kernels of a model, in the order of its weights.
-
-    Args:
-        model: A built Keras model.
-
-    Returns:
-        A list of `Kernel`: of all layers of `keras_san`, convolutions of all
-        kinds, `Dense`, `EinsumDense`, and of whatever
-        `keras.layers.SpectralNormalization` wraps.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    layers = flatten_layers(model)
-    wrappers = {
-        id(layer.layer): layer
-        for layer in layers
-        if isinstance(layer, (SANWrapper, keras.layers.SpectralNormalization))
-    }
-    found = []
-    for holder in layers:
-        layer = wrappers.get(id(holder), holder)
-        spectral = isinstance(layer, keras.layers.SpectralNormalization)
-        normalizations = {
-            id(norm.get_kernel()): norm
-            for norm in getattr(layer, "kernel_norms", [])
-        }
-        if not (normalizations or spectral or isinstance(holder, LINEAR)):
-            continue
-        # Keras' wrapper has the kernel as an attribute, too.
-        if id(holder) in {id(wrapper) for wrapper in wrappers.values()}:
-            continue
-        for attribute, variable in kernels_of(holder).items():
-            norm = normalizations.get(id(variable))
-            found.append(
-                Kernel(
-                    layer.name,
-                    # Keras' wrapper calls what it wraps as a layer.
-                    holder if spectral else layer,
-                    holder,
-                    variable,
-                    norm.geometry
-                    if norm
-                    else _geometry(layer, holder, attribute),
-                    norm,
-                    spectral,
-                )
-            )
-    if not found:
-        raise ValueError(
-            "There is nothing to look at: the model has no built convolution "
-            f"or dense layer. Received: model={model}"
-        )
-    place = {id(weight): i for i, weight in enumerate(model.weights)}
-    found.sort(key=lambda kernel: place[id(kernel.variable)])
-    owners = [id(kernel.layer) for kernel in found]
-    seen = {}
-    named = []
-    for kernel in found:
-        name = kernel.name
-        if owners.count(id(kernel.layer)) > 1:
-            name = f"{name}/{kernel.variable.name}"
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:
-            name = f"{name}#{seen[name]}"
-        named.append(dataclasses.replace(kernel, name=name))
-    return named
-
-
-def _geometry(layer, holder, attribute):
-    config = layer.get_build_config() or {}
-    shape = config.get("input_shape")
-    rank = len(getattr(holder, attribute).shape)
-    if shape is None and isinstance(holder, CONVOLUTIONS):
-        # Of a size that it does not tell.
-        shape = (None,) * (len(holder.kernel_size) + 2)
-    return geometry_of(holder, attribute, rank, shape)
+from keras_san.geometry import Matrix
+from keras_san.kernels import find_kernels
 
 
 @contextlib.contextmanager
@@ -229,13 +89,22 @@ def layer_norms(model, operator=True, slope=0.0):
           fan_in`, `2 / (fan_in + fan_out)` and `2 / ((1 + slope**2) *
           fan_in)`.
 
+    Raises:
+        ValueError: if the model has no kernel.
+
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
         Lemma 1; [Miyato et al., 2018](https://arxiv.org/abs/1802.05957);
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773).
     """
+    kernels = find_kernels(model)
+    if not kernels:
+        raise ValueError(
+            "There is nothing to look at: the model has no built convolution "
+            f"or dense layer. Received: model={model}"
+        )
     rows = []
-    for kernel in find_kernels(model):
+    for kernel in kernels:
         weights, geometry = kernel.effective(), kernel.geometry
         found = _norms(weights, geometry, operator)
         shape = kernel.variable.shape
