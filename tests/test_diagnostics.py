@@ -26,9 +26,9 @@ from keras_san.diagnostics import (
     signal_gains,
     weight_gradients,
 )
-from keras_san.diagnostics.differentiation import value_and_gradients
 from keras_san.diagnostics.kernels import running_with
 from keras_san.diagnostics.recording import record
+from keras_san.differentiation import value_and_gradients
 from keras_san.kernels import find_kernels
 
 pytestmark = helpers.ignore_torch_copies

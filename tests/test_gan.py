@@ -7,7 +7,6 @@ from keras.regularizers import L2
 
 import keras_san
 from keras_san import GAN, SANConv2D, SANDense, losses, normalizers
-from keras_san.gan import base
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="it is about torch; run there")
@@ -406,7 +405,7 @@ def test_a_last_update_that_diverges_stops_before_a_checkpoint(tmp_path):
         fit(gan, epochs=2, callbacks=callbacks)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.keras"]
     # With a finite loss, too.
-    stop = base.StopWhenNotFinite()
+    stop = keras_san.callbacks.StopWhenNotFinite()
     stop.set_model(gan)
     with pytest.raises(ValueError, match="the loss is 0.5, and these weights"):
         stop.on_epoch_end(0, {"loss": 0.5})

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san.diagnostics.gradients import logits_of
+from keras_san.critic_output import of_scales
 from keras_san.diagnostics.kernels import layer_norms
 from keras_san.diagnostics.recording import record
 from keras_san.geometry import LINEAR
@@ -76,7 +76,7 @@ def gradient_bounds(model, images, norms=None):
     for kernel in find_kernels(model):
         kernels.setdefault(id(kernel.layer), []).append(kernel)
     outputs, calls = record(model, images)
-    scales = logits_of(outputs)
+    scales = of_scales(outputs).logits
     # Of the mean over the logits of one image.
     behind = {
         id(x): 1.0 / len(scales) / math.sqrt(math.prod(x.shape[1:]))
