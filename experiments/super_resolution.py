@@ -22,7 +22,6 @@ from experiments import (
 )
 from keras_san import callbacks, losses
 from keras_san.checks import check_count
-from keras_san.gan.base import StopWhenNotFinite
 from keras_san.networks import srgan
 
 # What trains the networks: a small one for trying things out, the settings of
@@ -392,7 +391,7 @@ def pretrain(args, run, generator, pairs, validation, quality):
             verbose=0,
             callbacks=[
                 crops.follow(),
-                StopWhenNotFinite(),
+                callbacks.StopWhenNotFinite(),
                 quality,
                 callbacks.Progress(),
                 comparing.ComparisonSheet(folder, validation),

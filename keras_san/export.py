@@ -91,11 +91,11 @@ def _copy_weights(layer, plain):
     source = layer.layer if isinstance(layer, SANWrapper) else layer
     divided = {
         id(norm.get_kernel()): norm(training=False)
-        for norm in layer.kernel_norms
+        for norm in layer.normalizations
         if norm.divides
     }
     state = {
-        id(weight) for norm in layer.kernel_norms for weight in norm.weights
+        id(weight) for norm in layer.normalizations for weight in norm.weights
     }
     weights = [w for w in source.weights if id(w) not in state]
     for weight, target in zip(weights, plain.weights):

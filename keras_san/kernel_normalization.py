@@ -59,13 +59,14 @@ class KernelNormalization(keras.layers.Layer):
     def __init__(self, normalizer, geometry, get_kernel, owner, name):
         super().__init__(name=name, dtype="float32", autocast=False)
         self.normalizer = normalizer
+        self.rule = normalizer.for_kernel(geometry)
         self.geometry = geometry
         self.get_kernel = get_kernel
         self.owner = owner
         self.seed_generator = None
         self.vectors = []
         self.divides = normalizer.form == "divide"
-        self.adapts = normalizer.adapts(geometry)
+        self.adapts = self.rule.adapts(geometry)
 
     def build(self):
         if not self.divides:
@@ -73,26 +74,26 @@ class KernelNormalization(keras.layers.Layer):
         kernel_shape = self.get_kernel().shape
 
         def draw(seed):
-            return self.normalizer.draw(kernel_shape, self.geometry, seed)
+            return self.rule.draw(kernel_shape, self.geometry, seed)
 
         def kernel():
             return ops.cast(self._read_kernel(), "float32")
 
         def start():
-            return self.normalizer.start(kernel(), self.geometry)
+            return self.rule.start(kernel(), self.geometry)
 
         def first_norm(shape, dtype):
-            return self.normalizer.norm(kernel(), self.geometry, draw(seed=0))
+            return self.rule.norm(kernel(), self.geometry, draw(seed=0))
 
         # Initializers, not values: Keras may put them off until the kernel
         # itself has got its value.
         self.norm = self._add_state("norm", (), first_norm)
-        matrices = self.normalizer.matrices(kernel(), self.geometry)
-        for index, (batch, _, columns) in enumerate(m.shape for m in matrices):
+        shapes = self.rule.state_shapes(kernel(), self.geometry)
+        for index, shape in enumerate(shapes):
             self.vectors.append(
                 self._add_state(
                     f"vectors_{index}",
-                    (batch, columns),
+                    shape,
                     lambda shape, dtype, index=index: start()[index],
                 )
             )
@@ -103,7 +104,7 @@ class KernelNormalization(keras.layers.Layer):
                 "gain",
                 (),
                 keras.initializers.Constant(
-                    self.normalizer.gain_for(kernel_shape, self.geometry)
+                    self.rule.gain_for(kernel_shape, self.geometry)
                 ),
             )
         if draw(seed=0) is not None:
@@ -131,14 +132,12 @@ class KernelNormalization(keras.layers.Layer):
         if training and not norms_held():
             self._measure(ops.stop_gradient(kernel), inputs)
         norm = self.norm.value
-        if training and self.normalizer.differentiable:
+        if training and self.rule.differentiable:
             # The value of the norm that was measured, with the gradient of
             # its linearization around the stored vectors.
-            linear = self.normalizer.linearized(
-                kernel, self.geometry, self.vectors
-            )
+            linear = self.rule.linearized(kernel, self.geometry, self.vectors)
             norm = norm + (linear - ops.stop_gradient(linear))
-        return self.normalizer.divide(raw, self.geometry, norm, self.gain())
+        return self.rule.divide(raw, self.geometry, norm, self.gain())
 
     def _measure(self, kernel, inputs):
         variables = [self.norm, *self.vectors]
@@ -146,27 +145,25 @@ class KernelNormalization(keras.layers.Layer):
             inputs = ops.stop_gradient(inputs)
             variables += [self.channels, self.adaptive_gain]
         before = [variable.value for variable in variables]
-        sample = self.normalizer.draw(
+        sample = self.rule.draw(
             kernel.shape, self.geometry, self.seed_generator
         )
 
         def measured():
             state = before[1 : 1 + len(self.vectors)]
-            norm, new_state = self.normalizer.measure(
+            norm, new_state = self.rule.measure(
                 kernel, self.geometry, state, sample
             )
             if self.adapts:
-                new_state += self.normalizer.adapt(
+                new_state += self.rule.adapt(
                     kernel, self.geometry, norm, inputs, self.channels.value
                 )
             return [norm, *new_state]
 
-        if self.normalizer.update_interval == 1:
+        if self.rule.update_interval == 1:
             new = measured()
         else:
-            count = ops.mod(
-                self.counter.value + 1, self.normalizer.update_interval
-            )
+            count = ops.mod(self.counter.value + 1, self.rule.update_interval)
             self.counter.assign(count)
             new = ops.cond(ops.equal(count, 0), measured, lambda: before)
         self._require_finite(new[0])
@@ -181,13 +178,13 @@ class KernelNormalization(keras.layers.Layer):
         """
         if self.adapts:
             return self.adaptive_gain.value
-        return self.normalizer.gain_for(self.get_kernel().shape, self.geometry)
+        return self.rule.gain_for(self.get_kernel().shape, self.geometry)
 
     def current(self):
         """The norm of the kernel as it is trained, times the gain."""
         if not self.divides:
             kernel = ops.cast(self._read_kernel(), "float32")
-            norm = self.normalizer.norm(kernel, self.geometry)
+            norm = self.rule.norm(kernel, self.geometry)
         else:
             norm = self.norm.value
         return norm * self.gain()
@@ -195,9 +192,9 @@ class KernelNormalization(keras.layers.Layer):
     def project(self, kernel):
         """The multiple of the kernel that has norm `scale / gain`."""
         wide = _wide(kernel)
-        norm = self.normalizer.norm(ops.cast(wide, "float32"), self.geometry)
+        norm = self.rule.norm(ops.cast(wide, "float32"), self.geometry)
         self._require_finite(norm)
-        projected = self.normalizer.divide(wide, self.geometry, norm)
+        projected = self.rule.divide(wide, self.geometry, norm)
         return ops.cast(projected, kernel.dtype)
 
     def _require_finite(self, norm):

@@ -8,27 +8,20 @@ import keras
 from keras import ops
 
 from keras_san import normalizers
+from keras_san.geometry import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    KERNELS,
+    LINEAR,
+    geometry_of,
+    kernels_of,
+)
 from keras_san.kernel_normalization import KernelNormalization
 from keras_san.padding import (
-    TRANSPOSED,
     call_circular,
     circular_output_shape,
     padded_shape,
 )
-
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    *TRANSPOSED,
-    *_DEPTHWISE,
-    *_SEPARABLE,
-)
-
-# Where layers keep the weights that are to be normalized.
-KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
 
 
 def flatten_layers(model):
@@ -72,10 +65,7 @@ def _build_normalized(owner, layer, build, input_shape):
                 )
         build(input_shape)
     result = []
-    for name in KERNELS:
-        kernel = getattr(layer, name, None)
-        if not isinstance(kernel, keras.Variable):
-            continue
+    for name, kernel in kernels_of(layer).items():
         norm = normalization(name, len(kernel.shape))
         norm.build()
         if projects:
@@ -103,7 +93,7 @@ class _Projection(keras.constraints.Constraint):
 def _projected_initializer(layer, name, normalization):
     """While the layer is built, the kernel starts out projected."""
     attribute = f"{name.removesuffix('_kernel')}_initializer"
-    if isinstance(layer, _DEPTHWISE):
+    if isinstance(layer, DEPTHWISE):
         attribute = "depthwise_initializer"
     initializer = getattr(layer, attribute, None)
     if initializer is None:
@@ -126,7 +116,7 @@ def _call_divided(owner, layer, call, inputs, training):
     # Not the trainability of the norms themselves: they are made when the
     # layer is built, and it may have been frozen before.
     training = bool(training) and owner.trainable and layer.trainable
-    for norm in owner.kernel_norms:
+    for norm in owner.normalizations:
         if not isinstance(norm.get_kernel(), keras.Variable):
             raise ValueError(
                 "LoRA adds to a kernel what the normalization would not see. "
@@ -137,7 +127,7 @@ def _call_divided(owner, layer, call, inputs, training):
         id(norm.get_kernel()): norm(
             training=training, inputs=inputs if norm.adapts else None
         )
-        for norm in owner.kernel_norms
+        for norm in owner.normalizations
         if norm.divides
     }
     if not divided:
@@ -158,60 +148,6 @@ def _call_divided(owner, layer, call, inputs, training):
     return outputs
 
 
-def geometry_of(layer, name, rank, input_shape):
-    """What a kernel stands for.
-
-    Args:
-        layer: The layer that holds it.
-        name: String, the attribute.
-        rank: Int, the axes of the kernel.
-        input_shape: Tuple, of the layer's input.
-
-    Returns:
-        A `normalizers.Matrix` or `normalizers.Convolution`.
-    """
-    if isinstance(layer, CONVOLUTIONS):
-        return _convolution(layer, name, input_shape)
-    if isinstance(layer, keras.layers.EinsumDense):
-        inputs, rest = layer.equation.replace("...", "").split(",")
-        kernel, outputs = rest.split("->")
-        axes = {axis: letter for axis, letter in enumerate(kernel)}
-        return normalizers.Matrix(
-            inputs=tuple(a for a, x in axes.items() if x not in outputs),
-            outputs=tuple(a for a, x in axes.items() if x not in inputs),
-            batch=tuple(
-                a for a, x in axes.items() if x in inputs and x in outputs
-            ),
-        )
-    return normalizers.Matrix(tuple(range(rank - 1)), (rank - 1,))
-
-
-def _convolution(layer, name, input_shape):
-    spatial_rank = len(layer.kernel_size)
-    if name == "pointwise_kernel":
-        # One tap has the same transform at every frequency of any image.
-        ones = (1,) * spatial_rank
-        return normalizers.Convolution(
-            ones, strides=ones, dilation_rate=ones, channels_axis=None
-        )
-    transposed = isinstance(layer, TRANSPOSED)
-    channels_first = layer.data_format == "channels_first"
-    spatial = input_shape[2:] if channels_first else input_shape[1:-1]
-    if transposed and None not in spatial:
-        spatial = [n * s for n, s in zip(spatial, layer.strides)]
-    depthwise = isinstance(layer, _DEPTHWISE + _SEPARABLE)
-    channels = input_shape[1] if channels_first else input_shape[-1]
-    return normalizers.Convolution(
-        spatial_shape=None if None in spatial else tuple(spatial),
-        strides=tuple(layer.strides),
-        dilation_rate=tuple(layer.dilation_rate),
-        groups=channels if depthwise else getattr(layer, "groups", 1),
-        transposed=transposed,
-        depthwise=depthwise,
-        channels_axis=1 if channels_first else -1,
-    )
-
-
 def _no_kernel_message(layer):
     return (
         "Only layers with a `kernel`, a `depthwise_kernel` and "
@@ -228,7 +164,7 @@ class _Normalized:
     circular = False
 
     def build(self, input_shape):
-        self.kernel_norms = _build_normalized(
+        self.normalizations = _build_normalized(
             self, self, super().build, input_shape
         )
 
@@ -425,7 +361,7 @@ class SANWrapper(keras.layers.Wrapper):
             if not self.layer.built:
                 self.layer.build(shape)
 
-        self.kernel_norms = _build_normalized(
+        self.normalizations = _build_normalized(
             self, self.layer, build, input_shape
         )
         self.input_spec = self.layer.input_spec
@@ -460,8 +396,7 @@ def _has_no_kernel(layer):
     """Whether it is certain, before it is built, that nothing can be done."""
     if any(hasattr(layer, name) for name in KERNELS):
         return False
-    known = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
-    if isinstance(layer, (*known, keras.layers.Embedding)):
+    if isinstance(layer, (*LINEAR, keras.layers.Embedding)):
         return False
     return layer.built or type(layer).__module__.startswith("keras.")
 

@@ -5,8 +5,6 @@ holds no weights: what must be remembered between steps is passed in and out,
 and kept by the layer.
 """
 
-import dataclasses
-import math
 import numbers
 
 import keras
@@ -14,73 +12,19 @@ from keras import ops
 
 from keras_san import norms
 from keras_san.checks import check_count, check_positive
+from keras_san.geometry import Matrix
 from keras_san.numerics import matmul
 
 # How much of an average over measurements stays at each of them.
 _MOMENTUM = 0.99
 
 
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-    """A kernel that stands for a matrix, as that of a dense layer.
-
-    Args:
-        inputs: Axes of the kernel that are summed over.
-        outputs: Axes of the kernel that appear in the layer's output.
-        batch: Axes that stand for separate matrices.
-    """
-
-    inputs: tuple = (0,)
-    outputs: tuple = (1,)
-    batch: tuple = ()
-
-    def matrices(self, kernel):
-        """The kernel as a tensor `(batch, inputs, outputs)`."""
-        groups = (self.batch, self.inputs, self.outputs)
-        shape = [math.prod(kernel.shape[axis] for axis in g) for g in groups]
-        return ops.reshape(ops.transpose(kernel, sum(groups, ())), shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Convolution:
-    """A kernel that stands for a convolution, `(*kernel_size, in, out)`.
-
-    Args:
-        spatial_shape: Extents of the image on the side of the convolution
-            that the stride does not thin out (its input; the output of a
-            transposed convolution), or `None` if unknown.
-        strides: Ints, one for each spatial axis.
-        dilation_rate: Ints, one for each spatial axis.
-        groups: Int.
-        transposed: Whether the kernel is laid out `(*kernel_size, out, in)`.
-        depthwise: Whether it is laid out `(*kernel_size, in, multiplier)`.
-        channels_axis: The axis of the layer's inputs that holds the channels
-            that the kernel reads, or `None` if it reads something else (the
-            `pointwise_kernel` of a separable convolution does).
-    """
-
-    spatial_shape: tuple | None
-    strides: tuple
-    dilation_rate: tuple
-    groups: int = 1
-    transposed: bool = False
-    depthwise: bool = False
-    channels_axis: int | None = -1
-
-    def standard(self, kernel):
-        """The kernel of a plain or grouped convolution of equal norms."""
-        if self.depthwise:
-            *kernel_size, channels, multiplier = kernel.shape
-            return ops.reshape(kernel, (*kernel_size, 1, channels * multiplier))
-        return kernel
-
-
 class Normalizer:
-    """What the normalizers share. Use one of the subclasses.
+    """The settings that all normalizers share. Use one of the subclasses.
 
-    A subclass says which matrices, in `convolution_matrices`, or which norm
-    it divides convolutions by. All divide dense layers by the top singular
-    value of their matrix.
+    A subclass computes, in `norm`, what the kernels of convolutions are
+    divided by. One that follows top singular values by power iteration is a
+    `SpectralNormalizer`, and so is what all divide dense kernels by.
 
     Args:
         scale: Positive float that the normalized kernel is multiplied by.
@@ -97,7 +41,7 @@ class Normalizer:
     """
 
     # Whether the gradient sees the norm as a function of the kernel.
-    differentiable = True
+    differentiable = False
 
     def __init__(self, scale=1.0, update_interval=1, form="divide"):
         check_positive("scale", scale)
@@ -125,14 +69,9 @@ class Normalizer:
         self.update_interval = int(update_interval)
         self.form = form
 
-    def matrices(self, kernel, geometry):
-        """Batches of matrices; the norm is the mean of their top values.
-
-        Empty if the norm is not made of singular values.
-        """
-        if isinstance(geometry, Matrix):
-            return [geometry.matrices(kernel)]
-        return self.convolution_matrices(kernel, geometry)
+    def for_kernel(self, geometry):
+        """The normalizer that divides such kernels; of a matrix, all alike."""
+        return _Dense(self) if isinstance(geometry, Matrix) else self
 
     def draw(self, kernel_shape, geometry, seed):
         """The random choice that a measurement needs; `None` for none."""
@@ -140,10 +79,19 @@ class Normalizer:
 
     def norm(self, kernel, geometry, sample=None):
         """The norm from scratch, a float32 scalar: exact, needs no state."""
-        tops = [
-            norms.top_singular_value(m) for m in self.matrices(kernel, geometry)
-        ]
-        return sum(tops) / len(tops)
+        raise NotImplementedError
+
+    def state_shapes(self, kernel, geometry):
+        """The shapes of what `start` returns."""
+        return []
+
+    def start(self, kernel, geometry):
+        """The state to measure from, a list of float32 tensors."""
+        return []
+
+    def measure(self, kernel, geometry, state, sample=None):
+        """The norm, given the last measurement's state, and the new state."""
+        return self.norm(kernel, geometry, sample), []
 
     def gain_for(self, kernel_shape, geometry):
         """A Python float that the measured norm is multiplied by, at least."""
@@ -152,33 +100,6 @@ class Normalizer:
     def adapts(self, geometry):
         """Whether the gain is measured, by `adapt`."""
         return False
-
-    def start(self, kernel, geometry):
-        """The state to measure from: converged vectors, one for a batch."""
-        return [
-            norms.top_right_vectors(m) for m in self.matrices(kernel, geometry)
-        ]
-
-    def measure(self, kernel, geometry, state, sample=None):
-        """The norm by one power iteration from `state`, and the new state."""
-        if not state:
-            return self.norm(kernel, geometry, sample), []
-        tops, new_state = [], []
-        for matrices, u in zip(self.matrices(kernel, geometry), state):
-            sigma, _, u = norms.power_iteration(matrices, u)
-            tops.append(norms.largest(sigma))
-            new_state.append(u)
-        return sum(tops) / len(tops), new_state
-
-    def linearized(self, kernel, geometry, state):
-        """The norm as a function of the kernel with `u` and `v` held fixed."""
-        tops = []
-        for matrices, u in zip(self.matrices(kernel, geometry), state):
-            u = ops.stop_gradient(ops.convert_to_tensor(u))
-            v = norms.left_vectors(ops.stop_gradient(matrices), u)
-            product = matmul(matrices, u[..., None])[..., 0]
-            tops.append(ops.max(ops.sum(v * product, axis=-1)))
-        return sum(tops) / len(tops)
 
     def divide(self, kernel, geometry, norm, gain=None):
         """The kernel over norm and gain, times `scale`; zero stays zero."""
@@ -202,6 +123,74 @@ class Normalizer:
     def __repr__(self):
         settings = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
         return f"{type(self).__name__}({settings})"
+
+
+class SpectralNormalizer(Normalizer):
+    """A normalizer by top singular values, followed by power iteration.
+
+    A subclass says of which matrices. The norm is the mean of their top
+    singular values. Its gradient is that of the linearization around the
+    vectors that the last measurement has left.
+    """
+
+    differentiable = True
+
+    def matrices(self, kernel, geometry):
+        """A list of tensors `(batch, rows, columns)`: of each, the largest."""
+        raise NotImplementedError
+
+    def norm(self, kernel, geometry, sample=None):
+        return _mean(
+            map(norms.top_singular_value, self.matrices(kernel, geometry))
+        )
+
+    def state_shapes(self, kernel, geometry):
+        return [
+            (m.shape[0], m.shape[2]) for m in self.matrices(kernel, geometry)
+        ]
+
+    def start(self, kernel, geometry):
+        """Converged vectors, one tensor `(batch, columns)` for each batch."""
+        return [
+            norms.top_right_vectors(m) for m in self.matrices(kernel, geometry)
+        ]
+
+    def measure(self, kernel, geometry, state, sample=None):
+        """The norm by one power iteration from `state`, and the new state."""
+        tops, new_state = [], []
+        for matrices, u in zip(self.matrices(kernel, geometry), state):
+            sigma, _, u = norms.power_iteration(matrices, u)
+            tops.append(norms.largest(sigma))
+            new_state.append(u)
+        return _mean(tops), new_state
+
+    def linearized(self, kernel, geometry, state):
+        """The norm as a function of the kernel with `u` and `v` held fixed."""
+        tops = []
+        for matrices, u in zip(self.matrices(kernel, geometry), state):
+            u = ops.stop_gradient(ops.convert_to_tensor(u))
+            v = norms.left_vectors(ops.stop_gradient(matrices), u)
+            product = matmul(matrices, u[..., None])[..., 0]
+            tops.append(ops.max(ops.sum(v * product, axis=-1)))
+        return _mean(tops)
+
+
+class _Dense(SpectralNormalizer):
+    """Divides dense kernels by their top singular value, as all do."""
+
+    def __init__(self, normalizer):
+        super().__init__(
+            normalizer.scale, normalizer.update_interval, normalizer.form
+        )
+        self.differentiable = normalizer.differentiable
+
+    def matrices(self, kernel, geometry):
+        return [geometry.matrices(kernel)]
+
+
+def _mean(values):
+    values = list(values)
+    return sum(values) / len(values)
 
 
 @keras.saving.register_keras_serializable("keras_san")
@@ -263,8 +252,6 @@ class SparsityAware(Normalizer):
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
     """
 
-    differentiable = False
-
     def __init__(
         self,
         ratio=1.0,
@@ -307,17 +294,10 @@ class SparsityAware(Normalizer):
         self.gain = gain
         self.sparsity = int(sparsity)
 
-    def convolution_matrices(self, kernel, geometry):
-        return []
-
     def draw(self, kernel_shape, geometry, seed):
-        if isinstance(geometry, Matrix):
-            return None
         return norms.sample_filters(kernel_shape, self.ratio, seed)
 
     def norm(self, kernel, geometry, sample=None):
-        if isinstance(geometry, Matrix):
-            return super().norm(kernel, geometry)
         if self.sparsity > 1:
             kernel = geometry.standard(kernel)
             if geometry.transposed:
@@ -336,17 +316,14 @@ class SparsityAware(Normalizer):
         )
 
     def gain_for(self, kernel_shape, geometry):
-        if isinstance(geometry, Matrix):
-            return 1.0
         if self.gain in ("auto", "adaptive"):
-            num_filters = kernel_shape[-2] * kernel_shape[-1]
+            num_filters = geometry.num_filters(kernel_shape)
             return norms.subset_gain(num_filters, self.ratio)
         return self.gain
 
     def adapts(self, geometry):
         return (
             self.gain == "adaptive"
-            and isinstance(geometry, Convolution)
             and geometry.channels_axis is not None
             and not geometry.depthwise
         )
@@ -389,7 +366,7 @@ class SparsityAware(Normalizer):
 
 
 @keras.saving.register_keras_serializable("keras_san")
-class Spectral(Normalizer):
+class Spectral(SpectralNormalizer):
     """Spectral normalization as Miyato et al. have it, `"sn"`.
 
     The norm is the top singular value of the kernel as a `(fan_in, out)`
@@ -409,7 +386,7 @@ class Spectral(Normalizer):
         [Miyato et al., 2018](https://arxiv.org/abs/1802.05957), Algorithm 1.
     """
 
-    def convolution_matrices(self, kernel, geometry):
+    def matrices(self, kernel, geometry):
         kernel = geometry.standard(kernel)
         if geometry.transposed:
             return [norms.fan_out_matrix(kernel)]
@@ -417,7 +394,7 @@ class Spectral(Normalizer):
 
 
 @keras.saving.register_keras_serializable("keras_san")
-class BidirectionalSpectral(Normalizer):
+class BidirectionalSpectral(SpectralNormalizer):
     """Bidirectional spectral normalization, `"bsn"`, and `"bssn"` if scaled.
 
     The norm is the mean of the top singular values of the `(fan_in, out)`
@@ -438,13 +415,13 @@ class BidirectionalSpectral(Normalizer):
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773).
     """
 
-    def convolution_matrices(self, kernel, geometry):
+    def matrices(self, kernel, geometry):
         kernel = geometry.standard(kernel)
         return [norms.fan_in_matrix(kernel), norms.fan_out_matrix(kernel)]
 
 
 @keras.saving.register_keras_serializable("keras_san")
-class ConvSpectral(Normalizer):
+class ConvSpectral(SpectralNormalizer):
     """The true operator norm of a convolution with cyclic padding, `"conv_sn"`.
 
     It is followed by power iteration in the Fourier domain, one vector for
@@ -466,7 +443,7 @@ class ConvSpectral(Normalizer):
         [Sedghi, Gupta and Long, 2018](https://arxiv.org/abs/1805.10408).
     """
 
-    def convolution_matrices(self, kernel, geometry):
+    def matrices(self, kernel, geometry):
         return [
             norms.fourier_blocks(
                 geometry.standard(kernel), **self._settings(geometry)
@@ -474,8 +451,6 @@ class ConvSpectral(Normalizer):
         ]
 
     def norm(self, kernel, geometry, sample=None):
-        if isinstance(geometry, Matrix):
-            return super().norm(kernel, geometry)
         return norms.conv_spectral_norm(
             geometry.standard(kernel), **self._settings(geometry)
         )

@@ -9,12 +9,7 @@ from keras import ops
 
 from keras_san import fourier
 from keras_san.checks import require
-
-TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
+from keras_san.geometry import TRANSPOSED
 
 
 def circular_amounts(kernel_size, dilation_rate):

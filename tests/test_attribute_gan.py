@@ -97,8 +97,8 @@ class TestStep:
 
     def test_targets_are_attributes_of_the_batch(self):
         gan = make_gan()
-        given = keras.ops.convert_to_tensor(ATTRIBUTES)
-        (_, targets), again = gan._generator_inputs(IMAGES, given)
+        condition = keras.ops.convert_to_tensor(ATTRIBUTES)
+        (_, targets), again = gan._generator_inputs(IMAGES, condition)
         np.testing.assert_array_equal(to_numpy(targets), to_numpy(again))
 
         def rows(x):
@@ -106,7 +106,7 @@ class TestStep:
 
         assert rows(targets) == rows(ATTRIBUTES)
         assert np.any(to_numpy(targets) != ATTRIBUTES)
-        (_, others), _ = gan._generator_inputs(IMAGES, given)
+        (_, others), _ = gan._generator_inputs(IMAGES, condition)
         assert np.any(to_numpy(targets) != to_numpy(others))
 
     def test_it_learns(self):

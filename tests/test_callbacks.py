@@ -93,7 +93,7 @@ def test_training_log(tmp_path):
     assert 0.0 < seconds[0] < seconds[1]
     first = gan.critic.get_layer("first")
     np.testing.assert_allclose(
-        rows[-1]["norm/first"], to_numpy(first.kernel_norms[0].norm)
+        rows[-1]["norm/first"], to_numpy(first.normalizations[0].norm)
     )
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size[0] >= 600
@@ -462,7 +462,8 @@ def test_logged_norms_are_the_critics(tmp_path):
     (row,) = callbacks.read_log(tmp_path / "log.csv")
     layer = gan.critic.get_layer("block_1_conv_1")
     np.testing.assert_allclose(
-        row["norm/block_1_conv_1"], to_numpy(layer.kernel_norms[0].norm)
+        row["norm/block_1_conv_1"],
+        to_numpy(layer.normalizations[0].norm),
     )
 
 

@@ -189,7 +189,7 @@ def example(layer_name, seed=0):
 
 
 def kernels(layer):
-    return [norm.get_kernel() for norm in layer.kernel_norms]
+    return [norm.get_kernel() for norm in layer.normalizations]
 
 
 def divided_kernels(layer):
@@ -381,7 +381,7 @@ def test_when_the_norm_is_measured(layer_name, normalizer_name):
                 ),
                 rtol=1e-3,
             )
-            for i, norm in enumerate(layer.kernel_norms)
+            for i, norm in enumerate(layer.normalizations)
         )
 
     assert not measured(training=False)
@@ -395,9 +395,9 @@ def test_when_the_norm_is_measured(layer_name, normalizer_name):
     assert not measured(training=True)
     assert not measured(training=True)
     assert measured(training=True)
-    if len(layer.kernel_norms) == 1 and layer_name != "embedding":
+    if len(layer.normalizations) == 1 and layer_name != "embedding":
         # Kernel and norm have doubled both; only a bias could tell.
-        gain = to_numpy(layer.kernel_norms[0].gain())
+        gain = to_numpy(layer.normalizations[0].gain())
         np.testing.assert_allclose(
             to_numpy(layer(inputs)) * gain, start, rtol=1e-3, atol=1e-4
         )
@@ -421,7 +421,7 @@ def test_projection_follows_the_update(layer_name, normalizer_name):
             layer_name, normalizer_name, index, to_numpy(kernel)
         )
         np.testing.assert_allclose(norm, 0.5, rtol=1e-4)
-    assert not [w for norm in layer.kernel_norms for w in norm.weights]
+    assert not [w for norm in layer.normalizations for w in norm.weights]
 
 
 @pytest.mark.parametrize("normalizer_name", ["sn", "bssn", "conv_sn"])
@@ -429,7 +429,7 @@ def test_a_changing_kernel_is_followed(normalizer_name):
     """Power iteration from the last vectors keeps up with training."""
     layer, inputs = make("san_conv2d", normalizer_name)
     rng = np.random.default_rng(3)
-    (norm,) = layer.kernel_norms
+    (norm,) = layer.normalizations
     kernel = norm.get_kernel()
     # The same on all backends, and no near tie, at which it would lag.
     kernel.assign(rng.normal(size=kernel.shape) * 0.2)
@@ -475,7 +475,7 @@ def test_the_adaptive_gain(layer_name):
     before = divided_kernels(layer)
 
     def check(channels, gain):
-        for index, norm in enumerate(layer.kernel_norms):
+        for index, norm in enumerate(layer.normalizations):
             kernel = to_numpy(norm.get_kernel())
             lemma_1 = expected_norm(layer_name, "san", index, kernel)
             np.testing.assert_allclose(to_numpy(norm.gain()), gain, rtol=1e-5)
@@ -548,7 +548,7 @@ def test_sparse_signals_get_plain_san(layer_name):
             to_numpy(layer(inputs, training=True)),
             to_numpy(plain(inputs, training=True)),
         )
-    for norm in layer.kernel_norms:
+    for norm in layer.normalizations:
         assert float(to_numpy(norm.gain())) == 1.0
 
 
@@ -599,7 +599,7 @@ def test_weights_restore_everything(normalizer_name, form, tmp_path):
 @each_normalizer
 def test_state_is_float32_and_agrees_between_replicas(normalizer_name):
     layer, _ = make("san_conv2d", normalizer_name, dtype="mixed_bfloat16")
-    for norm in layer.kernel_norms:
+    for norm in layer.normalizations:
         for weight in norm.weights:
             expected = "int32" if weight.name == "counter" else "float32"
             assert weight.dtype == expected
@@ -625,8 +625,8 @@ def test_random_state_survives_files(tmp_path):
     for _ in range(6):
         model(inputs, training=True)
         loaded(inputs, training=True)
-        norm = float(to_numpy(layer.kernel_norms[0].norm))
-        assert norm == float(to_numpy(loaded.layers[0].kernel_norms[0].norm))
+        norm = float(to_numpy(layer.normalizations[0].norm))
+        assert norm == float(to_numpy(loaded.layers[0].normalizations[0].norm))
         seen.add(norm)
     assert len(seen) > 1  # Each measurement draws its own filters.
 
@@ -661,7 +661,7 @@ def test_mixed_precision(layer_name, normalizer_name, form, dtype):
             plain(inputs)
         pytest.skip(f"Keras' own layer has no {compute} here: {error}")
     assert keras.utils.standardize_dtype(outputs.dtype) == compute
-    for index, norm in enumerate(layer.kernel_norms):
+    for index, norm in enumerate(layer.normalizations):
         kernel = norm.get_kernel()
         assert kernel.dtype == "float32"
         expected = expected_norm(
@@ -783,7 +783,7 @@ def test_fit(form):
     else:
         # Measured at the last step, before its update.
         np.testing.assert_allclose(
-            to_numpy(conv.kernel_norms[0].norm), norm, rtol=0.01
+            to_numpy(conv.normalizations[0].norm), norm, rtol=0.01
         )
 
 
@@ -799,14 +799,14 @@ def test_zero_kernel_gives_zero_and_recovers(layer_name, normalizer_name, form):
     outputs = to_numpy(layer(inputs, training=True))
     np.testing.assert_array_equal(outputs, np.zeros_like(outputs))
     if form == "project":
-        for norm in layer.kernel_norms:
+        for norm in layer.normalizations:
             zero = to_numpy(norm.project(norm.get_kernel()))
             np.testing.assert_array_equal(zero, np.zeros_like(zero))
         return
     for kernel, value in zip(kernels(layer), values):
         kernel.assign(value)
     layer(inputs, training=True)
-    for index, norm in enumerate(layer.kernel_norms):
+    for index, norm in enumerate(layer.normalizations):
         expected = expected_norm(
             layer_name, normalizer_name, index, values[index]
         )
@@ -856,7 +856,7 @@ def test_not_finite_kernels_stop_fit(form):
 def test_a_single_filter(normalizer_name):
     layer = SANConv2D(1, 3, normalizer=NORMALIZERS[normalizer_name]())
     layer.build((None, 5, 5, 1))
-    norm = layer.kernel_norms[0].norm
+    norm = layer.normalizations[0].norm
     kernel = to_numpy(layer.kernel)
     if normalizer_name not in ("sn", "bssn"):
         expected = sparsity_aware(kernel, (5, 5))
@@ -869,7 +869,7 @@ def test_a_pointwise_kernel():
     layer = SANConv2D(4, 1)
     layer.build((None, 5, 5, 3))
     np.testing.assert_allclose(
-        to_numpy(layer.kernel_norms[0].norm),
+        to_numpy(layer.normalizations[0].norm),
         np.abs(to_numpy(layer.kernel)).max(),
         rtol=1e-6,
     )
@@ -918,7 +918,7 @@ def test_unknown_height_and_width(normalizer_name, form):
 
 
 def divided(layer):
-    norm = layer.kernel_norms[0]
+    norm = layer.normalizations[0]
     return 1 / to_numpy(norm.norm) if norm.divides else 1.0
 
 

@@ -26,9 +26,10 @@ from keras_san.diagnostics import (
     signal_gains,
     weight_gradients,
 )
-from keras_san.diagnostics.differentiation import value_and_gradients
-from keras_san.diagnostics.kernels import find_kernels, running_with
+from keras_san.diagnostics.kernels import running_with
 from keras_san.diagnostics.recording import record
+from keras_san.differentiation import value_and_gradients
+from keras_san.kernels import find_kernels
 
 pytestmark = helpers.ignore_torch_copies
 
@@ -181,7 +182,7 @@ def test_layer_norms(name, normalizer):
     settings = NORMALIZERS[normalizer]
     model = sequential((6, 4, 2), make(settings))
     layer = model.layers[0]
-    ours = hasattr(layer, "kernel_norms")
+    ours = hasattr(layer, "normalizations")
     if name == "keras_spectral":
         model(images_of(1, 6, 4, 2), training=True)
     found = layer_norms(model, slope=0.5)
@@ -370,6 +371,31 @@ def test_names_of_equal_parts():
         part = parts[row["layer"] == "conv#2"]
         expected = lengths(to_numpy(part(images))) / lengths(images)
         assert row["gain"] == approx(expected.mean())
+
+
+class Own(layers.Layer):
+    """A layer of a user, with a kernel as Keras' layers have it."""
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1], 2), name="kernel")
+
+    def call(self, inputs):
+        return ops.matmul(inputs, self.kernel)
+
+
+def test_which_kernels_are_found():
+    model = sequential(
+        (4,),
+        layers.Embedding(5, 3),
+        layers.SeparableConv1D(3, 2, name="two"),
+        Own(name="own"),
+    )
+    assert [kernel.name for kernel in find_kernels(model)] == [
+        "two/depthwise_kernel",
+        "two/pointwise_kernel",
+        "own",
+    ]
+    assert len(layer_norms(model)) == 3
 
 
 def test_a_model_without_kernels():

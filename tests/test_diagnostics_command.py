@@ -18,7 +18,7 @@ from keras_san.diagnostics import (
     report,
 )
 from keras_san.diagnostics.__main__ import load_images, main
-from keras_san.diagnostics.kernels import find_kernels
+from keras_san.kernels import find_kernels
 from keras_san.networks import sngan
 
 pytestmark = helpers.ignore_torch_copies

@@ -57,7 +57,7 @@ def norms_of(model):
     return [
         norm
         for layer in model._flatten_layers()
-        for norm in getattr(layer, "kernel_norms", [])
+        for norm in getattr(layer, "normalizations", [])
     ]
 
 def keep(name, strategy, model, history):
@@ -137,7 +137,7 @@ def step():
 
 for _ in range(3):
     step()
-for variable in layer.kernel_norms[0].variables:
+for variable in layer.normalizations[0].variables:
     copies = mirrored.experimental_local_results(variable.value)
     results[f"drift/{variable.name}"] = np.stack([c.numpy() for c in copies])
 results["drift_expected"] = np.linalg.norm(kernel.reshape(-1, 2), 2)

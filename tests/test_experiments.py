@@ -316,7 +316,7 @@ def test_a_prepared_dataset_in_low_precision(tmp_path):
         *("--steps-per-execution", "3"),
     )
     assert gan.critic.layers[0].compute_dtype == "bfloat16"
-    assert gan.critic.layers[0].kernel_norms[0].norm.dtype == "float32"
+    assert gan.critic.layers[0].normalizations[0].norm.dtype == "float32"
     assert gan.steps_per_execution == 3
     assert gan.generate(2).shape == (2, 16, 16, 3)
     assert int(gan.critic_optimizer.iterations.numpy()) == 6

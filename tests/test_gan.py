@@ -7,7 +7,6 @@ from keras.regularizers import L2
 
 import keras_san
 from keras_san import GAN, SANConv2D, SANDense, losses, normalizers
-from keras_san.gan import base
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="it is about torch; run there")
@@ -159,7 +158,7 @@ def test_a_step_iterates_once_on_the_weights_before_it():
 
 
 def norms_of(layer):
-    return getattr(layer, "kernel_norms", [])
+    return getattr(layer, "normalizations", [])
 
 
 @needs_training
@@ -170,7 +169,7 @@ def test_norms_are_measured_once_for_each_critic_update():
         compiled=True,
     )
     fit(gan, batch_size=6)  # Two whole batches, one of 4, of 2 updates each.
-    counter = gan.critic.get_layer("first").kernel_norms[0].counter
+    counter = gan.critic.get_layer("first").normalizations[0].counter
     assert int(to_numpy(counter)) == 6
     assert int(to_numpy(gan.critic_optimizer.iterations)) == 6
     assert int(to_numpy(gan.generator_optimizer.iterations)) == 3
@@ -406,7 +405,7 @@ def test_a_last_update_that_diverges_stops_before_a_checkpoint(tmp_path):
         fit(gan, epochs=2, callbacks=callbacks)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.keras"]
     # With a finite loss, too.
-    stop = base.StopWhenNotFinite()
+    stop = keras_san.callbacks.StopWhenNotFinite()
     stop.set_model(gan)
     with pytest.raises(ValueError, match="the loss is 0.5, and these weights"):
         stop.on_epoch_end(0, {"loss": 0.5})

@@ -384,7 +384,7 @@ def test_channels_first(name):
     layer.build(shape)
     last.build(moved)
     last.set_weights(layer.get_weights())
-    for norm, other in zip(layer.kernel_norms, last.kernel_norms):
+    for norm, other in zip(layer.normalizations, last.normalizations):
         channels_last = dataclasses.replace(norm.geometry, channels_axis=-1)
         assert channels_last == other.geometry
         assert norm.geometry.channels_axis == 1
@@ -837,7 +837,7 @@ def test_settings_reach_the_measurement(wrap):
         layer = wrap(normalizer)
     inputs = some_inputs((1, 5, 4, 4), 0)
     layer.build(inputs.shape)
-    (norm,) = layer.kernel_norms
+    (norm,) = layer.normalizations
     assert norm.seed_generator is not None
     kernel = to_numpy(norm.get_kernel())
     filters = {
@@ -886,7 +886,7 @@ def test_dense_signals_leave_as_large_as_they_came():
     largest = channel_norms(inputs).max(axis=1)
     ratio = np.sqrt(np.mean(np.square(channel_norms(outputs)), axis=1))
     np.testing.assert_allclose(ratio / largest, 1.0, rtol=0.05)
-    (norm,) = layer.kernel_norms
+    (norm,) = layer.normalizations
     assert 1.3 < float(to_numpy(norm.gain())) < 8.0
     # SAN alone lets them grow by that factor.
     for weight, other in zip(plain.trainable_weights, layer.trainable_weights):
@@ -904,7 +904,7 @@ def test_channels_are_counted_in_full_precision(dtype):
     policy = "float32" if dtype == "float32" else f"mixed_{dtype}"
     layer = SANConv2D(2, 3, normalizer=adaptive(), dtype=policy)
     layer.build(inputs.shape)
-    (norm,) = layer.kernel_norms
+    (norm,) = layer.normalizations
     norm(training=True, inputs=low)
     exact = to_numpy(ops.cast(low, "float32"))
     energy = np.square(exact).sum((1, 2))
@@ -919,7 +919,7 @@ def test_channels_are_counted_where_they_are():
     for data_format, axis in (("channels_first", 1), ("channels_last", 3)):
         layer = SANConv2D(2, 3, normalizer=adaptive(), data_format=data_format)
         layer.build(inputs.shape)
-        (norm,) = layer.kernel_norms
+        (norm,) = layer.normalizations
         # Not the layer: some CPUs lack convolutions for this layout.
         norm(training=True, inputs=ops.convert_to_tensor(inputs, "float32"))
         energy = np.moveaxis(np.square(inputs), axis, -1).sum((1, 2))
@@ -932,7 +932,7 @@ def test_bad_inputs_do_not_spoil_the_average(bad):
     layer = SANConv2D(2, 3, normalizer=adaptive())
     inputs = some_inputs((2, 5, 4, 40), 0)
     layer.build(inputs.shape)
-    (norm,) = layer.kernel_norms
+    (norm,) = layer.normalizations
     broken = inputs.copy()
     broken[1, 2, 3, 4] = bad
     layer(broken, training=True)
@@ -949,7 +949,7 @@ def test_bad_inputs_do_not_spoil_the_average(bad):
 def test_only_what_adapts_keeps_more_state():
     def names(layer, shape):
         layer.build(shape)
-        return [[w.name for w in norm.weights] for norm in layer.kernel_norms]
+        return [[w.name for w in norm.weights] for norm in layer.normalizations]
 
     image = (None, 5, 4, 2)
     plain, more = ["norm", "counter"], ["norm", "counter", "channels", "gain"]
@@ -989,7 +989,7 @@ def test_no_gradient_flows_through_the_gain():
     layer = SANConv2D(3, 3, normalizer=adaptive())
     inputs = some_inputs((2, 5, 4, 40), 0)
     layer(inputs, training=True)
-    assert float(to_numpy(layer.kernel_norms[0].gain())) > 1.2
+    assert float(to_numpy(layer.normalizations[0].gain())) > 1.2
     # The average of equal numbers: the gain is the same as in this pass.
     expected = input_gradient(keras_san.strip(layer), inputs)
     found = input_gradient(lambda x: layer(x, training=True), inputs)
@@ -1024,7 +1024,7 @@ def test_a_gan_measures_its_real_images():
     gan.compile(keras.optimizers.Adam(1e-3), keras.optimizers.Adam(1e-3))
     images = np.tanh(some_inputs((8, 8, 8, 3), 0) * [1.0, 0.5, 0.2])
     images = images.astype("float32")
-    first, second = (critic.layers[i].kernel_norms[0] for i in (0, 2))
+    first, second = (critic.layers[i].normalizations[0] for i in (0, 2))
     gan.fit(images, batch_size=8, verbose=0)
     energy = np.square(images).sum((1, 2))
     expected = np.mean(energy.sum(1) / energy.max(1))
@@ -1083,7 +1083,7 @@ def step():
 for _ in range(2):
     step()
 energy = np.square(images[0, 0]).sum((0, 1))
-(norm,) = layer.kernel_norms
+(norm,) = layer.normalizations
 for variable, expected in [
     (norm.channels, energy.sum() / energy.max()),
     (norm.adaptive_gain, None),
@@ -1141,7 +1141,7 @@ def test_hold_norms_leaves_other_threads_alone():
     layer = SANDense(3)
     inputs = some_inputs((2, 4), 0)
     layer.build(inputs.shape)
-    before = float(to_numpy(layer.kernel_norms[0].norm))
+    before = float(to_numpy(layer.normalizations[0].norm))
     layer.kernel.assign(to_numpy(layer.kernel) * 2)
     seen = []
 
@@ -1151,7 +1151,7 @@ def test_hold_norms_leaves_other_threads_alone():
 
     with keras_san.hold_norms():
         layer(inputs, training=True)
-        held = float(to_numpy(layer.kernel_norms[0].norm))
+        held = float(to_numpy(layer.normalizations[0].norm))
         thread = threading.Thread(target=run)
         thread.start()
         thread.join()
@@ -1159,7 +1159,7 @@ def test_hold_norms_leaves_other_threads_alone():
     assert seen == [False]
     assert held == before
     np.testing.assert_allclose(
-        to_numpy(layer.kernel_norms[0].norm), 2 * before, rtol=1e-4
+        to_numpy(layer.normalizations[0].norm), 2 * before, rtol=1e-4
     )
 
 
@@ -1257,7 +1257,7 @@ def test_fit_measures_and_trains(make, form):
     inputs = some_inputs(shape, 0)
     targets = inputs.reshape(4, -1)[:, :1]
     model(inputs)
-    (norm,) = conv.kernel_norms
+    (norm,) = conv.normalizations
     kernel = to_numpy(conv.kernel)
     model.compile(keras.optimizers.Adam(0.01), "mse")
     if form == "divide":
@@ -1302,7 +1302,7 @@ def test_frozen_norms_are_not_measured(freeze):
     inputs = some_inputs(shape, 0)
     model(inputs)
     freeze(model, conv)
-    (norm,) = conv.kernel_norms
+    (norm,) = conv.normalizations
     before = to_numpy(norm.norm)
     double(norm)
     model.compile(keras.optimizers.SGD(0.1), "mse")
@@ -1352,7 +1352,7 @@ def test_frozen_before_it_is_built(make):
     inputs = some_inputs((1, 5, 4, 2), 0)
     layer.build(inputs.shape)
     assert not layer.trainable_weights
-    (norm,) = layer.kernel_norms
+    (norm,) = layer.normalizations
     before = to_numpy(norm.norm)
     double(norm)
     layer(inputs, training=True)

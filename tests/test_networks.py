@@ -193,7 +193,7 @@ def test_shapes_and_ranges_of_resnets(networks, resolution, normalizer):
 def affine(model, name):
     """The kernel that a layer runs with, and its bias."""
     layer = model.get_layer(name)
-    norms = getattr(layer, "kernel_norms", [])
+    norms = getattr(layer, "normalizations", [])
     layer = getattr(layer, "layer", layer)
     embedding = isinstance(layer, layers.Embedding)
     kernel = to_numpy(layer.embeddings if embedding else layer.kernel)

@@ -276,7 +276,7 @@ class TestCritic:
         for scale, size in ((1, 64), (2, 32)):
             for i in range(1, 6):
                 layer = critic.get_layer(f"scale_{scale}_conv_{i}")
-                (norm,) = layer.kernel_norms
+                (norm,) = layer.normalizations
                 height = size // 2 ** min(i - 1, 3)
                 moduli = np.abs(
                     np.fft.fft2(

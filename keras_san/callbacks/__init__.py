@@ -17,6 +17,7 @@ from keras_san.callbacks.logs import (
 from keras_san.callbacks.monitor import NormMonitor, draw_monitor
 from keras_san.callbacks.progress import Progress
 from keras_san.callbacks.samples import SampleGrid, image_grid, sample_grid
+from keras_san.callbacks.stop_when_not_finite import StopWhenNotFinite
 
 __all__ = [
     "Checkpoint",
@@ -25,6 +26,7 @@ __all__ = [
     "NormMonitor",
     "Progress",
     "SampleGrid",
+    "StopWhenNotFinite",
     "TensorBoard",
     "TrainingLog",
     "draw_curves",

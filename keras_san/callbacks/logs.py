@@ -10,8 +10,7 @@ import keras
 from keras_san import norms
 from keras_san.callbacks.samples import check_draws, sample_grid
 from keras_san.checks import check_package
-from keras_san.kernel_normalization import KernelNormalization
-from keras_san.layers import flatten_layers
+from keras_san.kernels import find_kernels
 
 
 class TensorBoard(keras.callbacks.Callback):
@@ -166,7 +165,7 @@ def critic_norms(model):
 
 
 def kernel_norms(model):
-    """The norms of all kernels of a model.
+    """Measures the norms of all kernels of a model.
 
     Args:
         model: A Keras model.
@@ -176,35 +175,17 @@ def kernel_norms(model):
         `norm/<layer>` (`norm/<layer>/<kernel>` where a layer has several).
         The values are the norms, times the gain, of the kernels as they are
         trained: in the divided form what a kernel is divided by, in the
-        projected form the `scale`. Where nothing normalizes a layer's
-        `kernel`, it is the top singular value of its `(fan_in, outputs)`
-        matrix.
+        projected form the `scale`. Where nothing normalizes a kernel, it is
+        the top singular value of its `(fan_in, outputs)` matrix.
     """
-    found, owners = [], []
-    for layer in flatten_layers(model):
-        if isinstance(layer, KernelNormalization):
-            kernel = layer.get_kernel()
-            found.append((kernel, layer.owner, layer.name, layer.current))
-            owners.append(layer.owner)
-    normalized = {id(kernel) for kernel, *_ in found}
-    for layer in flatten_layers(model):
-        kernel = getattr(layer, "kernel", None)
-        if isinstance(kernel, keras.Variable) and id(kernel) not in normalized:
-
-            def norm(kernel=kernel):
-                return norms.spectral_norm(kernel)
-
-            found.append((kernel, layer.name, "kernel", norm))
-            owners.append(layer.name)
-    place = {id(weight): i for i, weight in enumerate(model.weights)}
-    found.sort(key=lambda item: place[id(item[0])])
-    result = {}
-    for _, owner, name, norm in found:
-        key = f"norm/{owner}"
-        if owners.count(owner) > 1:
-            key = f"{key}/{name}"
-        result[key] = float(keras.ops.convert_to_numpy(norm()))
-    return result
+    found = {}
+    for kernel in find_kernels(model):
+        if kernel.normalization is None:
+            norm = norms.spectral_norm(kernel.variable)
+        else:
+            norm = kernel.normalization.current()
+        found[f"norm/{kernel.name}"] = float(keras.ops.convert_to_numpy(norm))
+    return found
 
 
 def read_log(path):

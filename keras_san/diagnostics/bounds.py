@@ -6,9 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san.diagnostics.gradients import logits_of
-from keras_san.diagnostics.kernels import LINEAR, find_kernels, layer_norms
+from keras_san.critic_output import of_scales
+from keras_san.diagnostics.kernels import layer_norms
 from keras_san.diagnostics.recording import record
+from keras_san.geometry import LINEAR
+from keras_san.kernels import find_kernels
 
 # By how much the slope of an activation can exceed one, at most.
 _SLOPES = {
@@ -74,7 +76,7 @@ def gradient_bounds(model, images, norms=None):
     for kernel in find_kernels(model):
         kernels.setdefault(id(kernel.layer), []).append(kernel)
     outputs, calls = record(model, images)
-    scales = logits_of(outputs)
+    scales = of_scales(outputs).logits
     # Of the mean over the logits of one image.
     behind = {
         id(x): 1.0 / len(scales) / math.sqrt(math.prod(x.shape[1:]))
@@ -95,7 +97,7 @@ def gradient_bounds(model, images, norms=None):
             bounds[own[0].name] += (
                 found[0]
                 * slope
-                * math.sqrt(own[0].sharing)
+                * math.sqrt(own[0].geometry.sharing(own[0].variable.shape))
                 * _mean_norm(call.inputs[0])
             )
         for x in call.inputs:

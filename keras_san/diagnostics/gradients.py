@@ -6,12 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san.diagnostics.differentiation import (
-    hessian_product,
-    value_and_gradients,
-)
-from keras_san.diagnostics.kernels import find_kernels, running_with
+from keras_san.critic_output import of_scales
+from keras_san.diagnostics.kernels import running_with
+from keras_san.differentiation import hessian_product, value_and_gradients
 from keras_san.kernel_normalization import hold_norms
+from keras_san.kernels import find_kernels
 
 
 def mean_score(outputs):
@@ -22,15 +21,11 @@ def mean_score(outputs):
             scale, each of them logits or a list that ends in logits, as
             `keras_san.PairedGAN` takes them.
     """
-    logits = logits_of(outputs)
-    means = [ops.mean(ops.cast(x, "float32")) for x in logits]
+    means = [
+        ops.mean(ops.cast(logits, "float32"))
+        for logits in of_scales(outputs).logits
+    ]
     return sum(means) / len(means)
-
-
-def logits_of(outputs):
-    """The logits in what a critic puts out, a list with one tensor a scale."""
-    scales = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-    return [s[-1] if isinstance(s, (list, tuple)) else s for s in scales]
 
 
 WEIGHT_GRADIENTS = np.dtype(

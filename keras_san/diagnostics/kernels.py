@@ -1,7 +1,6 @@
-"""The kernels of a model as they act, and what their norms are."""
+"""The norms of a critic's kernels as they act."""
 
 import contextlib
-import dataclasses
 import math
 
 import keras
@@ -9,164 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_san import normalizers, norms
-from keras_san.kernel_normalization import KernelNormalization
-from keras_san.layers import (
-    CONVOLUTIONS,
-    KERNELS,
-    SANWrapper,
-    flatten_layers,
-    geometry_of,
-)
-
-LINEAR = (*CONVOLUTIONS, keras.layers.Dense, keras.layers.EinsumDense)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """One kernel of one layer.
-
-    Attributes:
-        name: String, the layer's name, and behind a slash that of the kernel
-            where the layer has several; behind that `#2`, `#3` and so on
-            where layers of several models share a name.
-        layer: The layer that is called, which normalizes the kernel or
-            stands for it alone.
-        holder: The layer that holds it, of which `layer` may be a wrapper.
-        variable: A `keras.Variable`, the raw kernel.
-        geometry: A `normalizers.Matrix` or `normalizers.Convolution`.
-        normalization: What `keras_san` divides or projects it by, or `None`.
-        keras_spectral: Boolean, whether `keras.layers.SpectralNormalization`
-            overwrites it.
-    """
-
-    name: str
-    layer: keras.layers.Layer
-    holder: keras.layers.Layer
-    variable: keras.Variable
-    geometry: normalizers.Matrix | normalizers.Convolution
-    normalization: KernelNormalization | None = None
-    keras_spectral: bool = False
-
-    @property
-    def normalizer(self):
-        """What keeps it in check, a `normalizers.Normalizer` or `None`."""
-        if self.keras_spectral:
-            return normalizers.Spectral()
-        return self.normalization and self.normalization.normalizer
-
-    @property
-    def divided(self):
-        """Whether the layer runs with another kernel than the raw one."""
-        return self.normalization is not None and self.normalization.divides
-
-    def effective(self):
-        """What the layer runs with in inference, a tensor without gradient."""
-        kernel = self.variable
-        if self.divided:
-            kernel = self.normalization(training=False)
-        return ops.stop_gradient(ops.convert_to_tensor(kernel))
-
-    def intended_norm(self):
-        """The norm that it is divided to, as measured; a float."""
-        gain = self.normalization.gain() if self.normalization else 1.0
-        return self.normalizer.scale / float(gain)
-
-    @property
-    def sharing(self):
-        """By how many output positions a pixel of the input is read.
-
-        The product over the axes of `ceil(kernel_size / stride)`; 1 of a
-        matrix. Of a transposed convolution: from how many input positions a
-        pixel of the output is made.
-        """
-        if isinstance(self.geometry, normalizers.Matrix):
-            return 1
-        size = self.variable.shape[:-2]
-        strides = self.geometry.strides
-        return math.prod(math.ceil(k / s) for k, s in zip(size, strides))
-
-
-def find_kernels(model):
-    """The kernels of a model, in the order of its weights.
-
-    Args:
-        model: A built Keras model.
-
-    Returns:
-        A list of `Kernel`: of all layers of `keras_san`, convolutions of all
-        kinds, `Dense`, `EinsumDense`, and of whatever
-        `keras.layers.SpectralNormalization` wraps.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    layers = flatten_layers(model)
-    wrappers = {
-        id(layer.layer): layer
-        for layer in layers
-        if isinstance(layer, (SANWrapper, keras.layers.SpectralNormalization))
-    }
-    found = []
-    for holder in layers:
-        layer = wrappers.get(id(holder), holder)
-        spectral = isinstance(layer, keras.layers.SpectralNormalization)
-        normalizations = {
-            id(norm.get_kernel()): norm
-            for norm in getattr(layer, "kernel_norms", [])
-        }
-        if not (normalizations or spectral or isinstance(holder, LINEAR)):
-            continue
-        # Keras' wrapper has the kernel as an attribute, too.
-        if id(holder) in {id(wrapper) for wrapper in wrappers.values()}:
-            continue
-        for attribute in KERNELS:
-            variable = getattr(holder, attribute, None)
-            if not isinstance(variable, keras.Variable):
-                continue
-            norm = normalizations.get(id(variable))
-            found.append(
-                Kernel(
-                    layer.name,
-                    # Keras' wrapper calls what it wraps as a layer.
-                    holder if spectral else layer,
-                    holder,
-                    variable,
-                    norm.geometry
-                    if norm
-                    else _geometry(layer, holder, attribute),
-                    norm,
-                    spectral,
-                )
-            )
-    if not found:
-        raise ValueError(
-            "There is nothing to look at: the model has no built convolution "
-            f"or dense layer. Received: model={model}"
-        )
-    place = {id(weight): i for i, weight in enumerate(model.weights)}
-    found.sort(key=lambda kernel: place[id(kernel.variable)])
-    owners = [id(kernel.layer) for kernel in found]
-    seen = {}
-    named = []
-    for kernel in found:
-        name = kernel.name
-        if owners.count(id(kernel.layer)) > 1:
-            name = f"{name}/{kernel.variable.name}"
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] > 1:
-            name = f"{name}#{seen[name]}"
-        named.append(dataclasses.replace(kernel, name=name))
-    return named
-
-
-def _geometry(layer, holder, attribute):
-    config = layer.get_build_config() or {}
-    shape = config.get("input_shape")
-    rank = len(getattr(holder, attribute).shape)
-    if shape is None and isinstance(holder, CONVOLUTIONS):
-        # Of a size that it does not tell.
-        shape = (None,) * (len(holder.kernel_size) + 2)
-    return geometry_of(holder, attribute, rank, shape)
+from keras_san.geometry import Matrix
+from keras_san.kernels import find_kernels
 
 
 @contextlib.contextmanager
@@ -246,23 +89,31 @@ def layer_norms(model, operator=True, slope=0.0):
           fan_in`, `2 / (fan_in + fan_out)` and `2 / ((1 + slope**2) *
           fan_in)`.
 
+    Raises:
+        ValueError: if the model has no kernel.
+
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
         Lemma 1; [Miyato et al., 2018](https://arxiv.org/abs/1802.05957);
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773).
     """
+    kernels = find_kernels(model)
+    if not kernels:
+        raise ValueError(
+            "There is nothing to look at: the model has no built convolution "
+            f"or dense layer. Received: model={model}"
+        )
     rows = []
-    for kernel in find_kernels(model):
+    for kernel in kernels:
         weights, geometry = kernel.effective(), kernel.geometry
         found = _norms(weights, geometry, operator)
-        fan_in, fan_out = _fans(kernel)
+        shape = kernel.variable.shape
+        fan_in, fan_out = geometry.fans(shape)
         square = float(ops.mean(ops.square(ops.cast(weights, "float32"))))
-        filters = math.prod(kernel.variable.shape[-2:])
-        matrix = isinstance(geometry, normalizers.Matrix)
         rows.append(
             (
                 kernel.name,
-                " x ".join(map(str, kernel.variable.shape)),
+                " x ".join(map(str, shape)),
                 type(kernel.normalizer).__name__ if kernel.normalizer else "",
                 found["san"],
                 found["sn"],
@@ -272,7 +123,7 @@ def layer_norms(model, operator=True, slope=0.0):
                 _over(found["operator"], found["sn"]),
                 math.sqrt(_readers(kernel)),
                 _over(found["operator"], found["san"]),
-                1.0 if matrix else math.sqrt(filters),
+                math.sqrt(geometry.num_filters(shape)),
                 _norm_over_intended(kernel, weights, found),
                 square * fan_in,
                 square * (fan_in + fan_out) / 2.0,
@@ -294,8 +145,8 @@ _OWN = {
 def _norms(weights, geometry, operator):
     """All norms of a kernel, as floats."""
     names = tuple(_OWN.values())
-    if isinstance(geometry, normalizers.Matrix):
-        sn = float(normalizers.Spectral().norm(weights, geometry))
+    if isinstance(geometry, Matrix):
+        sn = float(norms.top_singular_value(geometry.matrices(weights)))
         return dict.fromkeys((*names, "sn_transposed"), sn)
     tops = [
         float(norms.top_singular_value(matrices))
@@ -320,44 +171,28 @@ def _norms(weights, geometry, operator):
     return found
 
 
-def _fans(kernel):
-    """How many weights an output sums over, and into how many an input goes."""
-    *size, rows, columns = kernel.variable.shape
-    taps = math.prod(size)
-    if isinstance(kernel.geometry, normalizers.Matrix):
-        shape, axes = kernel.variable.shape, kernel.geometry
-        return tuple(
-            math.prod(shape[axis] for axis in group)
-            for group in (axes.inputs, axes.outputs)
-        )
-    if kernel.geometry.depthwise:
-        return taps, taps * columns
-    if kernel.geometry.transposed:
-        rows, columns = columns, rows
-    return taps * rows, taps * columns // kernel.geometry.groups
-
-
 def _readers(kernel):
     """By how many output positions a pixel of the input is read."""
     if getattr(kernel.geometry, "transposed", False):
         return math.prod(kernel.variable.shape[:-2])
-    return kernel.sharing
+    return kernel.geometry.sharing(kernel.variable.shape)
 
 
 def _norm_over_intended(kernel, weights, found):
     if kernel.normalizer is None:
         return math.nan
+    rule, geometry = (
+        kernel.normalizer.for_kernel(kernel.geometry),
+        kernel.geometry,
+    )
     norm = found.get(_OWN.get(type(kernel.normalizer)), math.nan)
-    sparsity = getattr(kernel.normalizer, "sparsity", 1)
-    if math.isnan(norm) or sparsity > 1:
-        norm = float(kernel.normalizer.norm(weights, kernel.geometry))
-    intended = kernel.intended_norm()
-    if isinstance(kernel.geometry, normalizers.Convolution):
-        # This norm is of all filters, also where a share of them is measured.
-        filters = math.prod(kernel.variable.shape[-2:])
-        ratio = getattr(kernel.normalizer, "ratio", 1.0)
-        intended *= norms.subset_gain(filters, ratio)
-    return norm / intended
+    if math.isnan(norm) or getattr(rule, "sparsity", 1) > 1:
+        norm = float(rule.norm(weights, geometry))
+    # This norm is of all filters, also where a share of them is measured.
+    share = norms.subset_gain(
+        geometry.num_filters(kernel.variable.shape), getattr(rule, "ratio", 1.0)
+    )
+    return norm / (kernel.intended_norm() * share)
 
 
 def _over(a, b):

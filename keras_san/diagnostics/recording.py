@@ -6,8 +6,8 @@ import dataclasses
 import keras
 from keras import ops
 
-from keras_san.diagnostics.kernels import find_kernels
 from keras_san.kernel_normalization import KernelNormalization
+from keras_san.kernels import find_kernels
 from keras_san.layers import SANWrapper, flatten_layers
 
 

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san.diagnostics.kernels import find_kernels, layer_norms
+from keras_san.diagnostics.kernels import layer_norms
 from keras_san.diagnostics.recording import record
+from keras_san.kernels import find_kernels
 
 # Below this share of the largest channel's norm a channel counts as nearly
 # zero.
@@ -141,8 +142,11 @@ def signal_gains(model, images, norms=None, batch_size=64):
     for _, calls in _recorded(model, images, batch_size):
         for index, call in enumerate(calls):
             kernel = kernels.get(id(call.layer))
-            x = call.inputs[0]
-            if kernel is None or not _is_float(x):
+            # Others with a kernel, as recurrent cells, take a state as well.
+            if kernel is None or len(call.inputs) != 1:
+                continue
+            (x,) = call.inputs
+            if not _is_float(x):
                 continue
             with _linear(kernel.holder):
                 y = call.layer(x, training=False)

@@ -13,9 +13,10 @@ from keras_san.diagnostics.gradients import (
     mean_score,
     weight_gradients,
 )
-from keras_san.diagnostics.kernels import find_kernels, layer_norms
+from keras_san.diagnostics.kernels import layer_norms
 from keras_san.diagnostics.recording import record
 from keras_san.diagnostics.signals import signal_gains
+from keras_san.kernels import find_kernels
 
 # By how much a layer may make signals, or a norm, larger than it should, or
 # smaller. Critics of He's start lie within a factor of 1.3, also when trained.

@@ -1,7 +1,7 @@
 """GANs that train with `fit`."""
 
-from keras_san.gan.attributes import AttributeGAN
-from keras_san.gan.latent import GAN
-from keras_san.gan.paired import PairedGAN
+from keras_san.gan.attribute_gan import AttributeGAN
+from keras_san.gan.gan import GAN
+from keras_san.gan.paired_gan import PairedGAN
 
 __all__ = ["AttributeGAN", "GAN", "PairedGAN"]

@@ -1,46 +1,37 @@
-"""What all GANs share: networks, optimizers, and the order of a step."""
-
-import math
+"""The base of all GANs: networks, optimizers, and the order of a step."""
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_san import losses
+from keras_san.callbacks.stop_when_not_finite import StopWhenNotFinite
 from keras_san.checks import check_count
+from keras_san.differentiation import input_gradient, minimize
 from keras_san.kernel_normalization import hold_norms
 
 
 class BaseGAN(keras.Model):
-    """Everything about a GAN but its data, and how a backend takes gradients.
+    """Everything about a GAN but its data and its backend.
 
     A kind of GAN adds
 
-    - `_unpack(data)`: the real images of a batch, and what else is given with
-      them, or `None`;
-    - `_generator_inputs(real, given)`: what the generator makes images from,
-      and what is given with these;
-    - `_judge(images, given)`: what the critic says of images, a list of
-      float32 logits, one tensor a scale, and whatever else it puts out; and
-    - if it likes, others of the methods that begin so, which say themselves
-      what they are for.
+    - `_unpack(data)`: the real images of a batch and their condition, which is
+      `None` if there is none;
+    - `_generator_inputs(real, condition)`: the inputs of the generator, and
+      the condition of the images that it makes from them;
+    - `_criticize(images, condition)`: the critic's output, a `CriticOutput`
+      with float32 logits; and
+    - if it likes, `_criticize_both`, `_make_view`, `_critic_loss` and
+      `_generator_loss`.
 
-    A backend adds `train_step`, which runs `self.step(data)`, and
-
-    - `minimize(compute_loss, network, optimizer)`: updates the network by
-      the gradient of the loss that `compute_loss()` returns first, and
-      returns what it returns second;
-    - `input_gradient(function, images)`: the gradient of a scalar function
-      of images, through which gradients flow in turn; and
-    - `shard(make, batch_size)`: where a step runs on several replicas, draws
-      for all of them and returns the share of this one.
-
-    One that trains in several processes also overrides `is_chief`. All have
-    `_sample(inputs)`, which makes one batch of images in this process alone.
+    A backend adds `train_step`, which runs `self.step(data)`, and, where a
+    step runs on several replicas, `shard`. One that trains in several
+    processes also overrides `is_chief`. All have `_sample(inputs)`, which
+    makes one batch of images in this process alone.
 
     Args:
-        more_means: Strings, the names of what is reported beside losses and
-            logits.
+        more_means: Strings, the names of further means to report.
     """
 
     def __init__(
@@ -175,7 +166,7 @@ class BaseGAN(keras.Model):
 
     @property
     def is_chief(self):
-        """Whether this process should write files: all but one should not."""
+        """`True` in the one process that should write files."""
         return True
 
     def fit(self, *args, callbacks=None, **kwargs):
@@ -201,7 +192,7 @@ class BaseGAN(keras.Model):
                 the end of an epoch, any weight or the loss.
             NotImplementedError: on PyTorch.
         """
-        if not hasattr(self, "minimize"):
+        if keras.config.backend() == "torch":
             raise NotImplementedError(
                 "A GAN trains on TensorFlow and JAX. For those of its layers "
                 "that you train in a loop of your own see "
@@ -223,7 +214,7 @@ class BaseGAN(keras.Model):
         data = keras.tree.map_structure(
             lambda x: None if x is None else ops.convert_to_tensor(x), data
         )
-        all_real, all_given = self._unpack(data)
+        all_real, all_conditions = self._unpack(data)
         size = all_real.shape[0]
         if size is not None and size < self.critic_steps:
             raise ValueError(self.small_batch_message(f"a batch of {size}"))
@@ -231,9 +222,11 @@ class BaseGAN(keras.Model):
         for i in range(self.critic_steps):
             part = slice(i * batch_size, (i + 1) * batch_size)
             real = all_real[part]
-            given = None if all_given is None else all_given[part]
-            critic_means = self._critic_step(real, given)
-        generator_means = self._generator_step(real, given)
+            condition = None
+            if all_conditions is not None:
+                condition = all_conditions[part]
+            critic_means = self._critic_step(real, condition)
+        generator_means = self._generator_step(real, condition)
         if self.ema is not None:
             self._average()
         values = {**generator_means, **critic_means}
@@ -242,51 +235,69 @@ class BaseGAN(keras.Model):
             mean.update_state(values[mean.name])
         return {mean.name: mean.result() for mean in self._means}
 
-    def _critic_step(self, real, given):
-        inputs, given_of_fake = self._generator_inputs(real, given)
+    def _state_variables(self):
+        """All variables of a step, in the groups that Keras has on JAX."""
+        return (
+            self.trainable_variables,
+            self.non_trainable_variables,
+            self.optimizer.variables,
+            self.metrics_variables,
+        )
+
+    def _all_variables(self):
+        return [v for group in self._state_variables() for v in group]
+
+    def _critic_step(self, real, condition):
+        inputs, fake_condition = self._generator_inputs(real, condition)
         view = self._make_view()
         real = view(real)
         fake = view(self.generator(inputs, training=True))
 
         def compute_loss():
-            (real_logits, rest), (fake_logits, _), penalties = self._judge_both(
-                real, given, fake, given_of_fake
+            of_real, of_fake, layer_losses = self._criticize_both(
+                real, condition, fake, fake_condition
             )
-            if self.penalty is not None:
-                # This pass sees the weights that the others have seen.
-                with hold_norms():
-                    penalties += self._penalize(real, fake, given)
             adversarial = _mean(
-                map(self.loss_function.critic, real_logits, fake_logits)
+                map(self.loss_function.critic, of_real.logits, of_fake.logits)
             )
-            loss, means = self._critic_losses(adversarial, rest, given)
+            loss, means = self._critic_loss(adversarial, of_real, condition)
             means = {
                 "loss": loss,
                 "critic_loss": adversarial,
-                "real_logit": _mean(map(ops.mean, real_logits)),
-                "fake_logit": _mean(map(ops.mean, fake_logits)),
+                "real_logit": _mean(map(ops.mean, of_real.logits)),
+                "fake_logit": _mean(map(ops.mean, of_fake.logits)),
                 **means,
             }
-            return loss + penalties, means
+            loss += layer_losses
+            if self.penalty is not None:
+                # This pass sees the weights that the others have seen.
+                with hold_norms():
+                    loss += self._penalize(real, fake, condition)
+            return loss, means
 
-        return self.minimize(compute_loss, self.critic, self.critic_optimizer)
+        return minimize(
+            compute_loss,
+            self.critic_optimizer,
+            self.critic.trainable_variables,
+            self._all_variables(),
+        )
 
-    def _judge_both(self, real, given, fake, given_of_fake):
-        """What the critic says of either, and what its layers have lost."""
-        real_verdict = self._judge(real, given)
-        penalties = sum(self.critic.losses)
+    def _criticize_both(self, real, condition, fake, fake_condition):
+        """The critic's outputs for both, and the losses of its layers."""
+        of_real = self._criticize(real, condition)
+        layer_losses = sum(self.critic.losses)
         # The second pass sees the weights that the first has seen.
         with hold_norms():
-            fake_verdict = self._judge(fake, given_of_fake)
-        penalties = (penalties + sum(self.critic.losses)) / 2.0
-        return real_verdict, fake_verdict, penalties
+            of_fake = self._criticize(fake, fake_condition)
+        layer_losses = (layer_losses + sum(self.critic.losses)) / 2.0
+        return of_real, of_fake, layer_losses
 
-    def _penalize(self, real, fake, given):
+    def _penalize(self, real, fake, condition):
         def score(images):
-            return sum(map(ops.sum, self._judge(images, given)[0]))
+            return sum(map(ops.sum, self._criticize(images, condition).logits))
 
         def gradient(images):
-            return self.input_gradient(score, images)
+            return input_gradient(score, images, self._all_variables())
 
         def shares(n):
             return keras.random.uniform((n, 1, 1, 1), seed=self.seed_generator)
@@ -295,45 +306,52 @@ class BaseGAN(keras.Model):
         real, fake = (ops.cast(x, "float32") for x in (real, fake))
         return self.penalty(gradient, real, fake, share)
 
-    def _generator_step(self, real, given):
-        inputs, given_of_fake = self._generator_inputs(real, given)
+    def _generator_step(self, real, condition):
+        inputs, fake_condition = self._generator_inputs(real, condition)
         view = self._make_view()
 
         def compute_loss():
             fake = self.generator(inputs, training=True)
             # The critic as it was trained, and one generator in all passes.
             with hold_norms():
-                loss, means = self._generator_losses(
-                    real, given, fake, given_of_fake, view
+                loss, means = self._generator_loss(
+                    real, condition, fake, fake_condition, view
                 )
             return loss + sum(self.generator.losses), {"loss": loss, **means}
 
-        return self.minimize(
-            compute_loss, self.generator, self.generator_optimizer
+        return minimize(
+            compute_loss,
+            self.generator_optimizer,
+            self.generator.trainable_variables,
+            self._all_variables(),
         )
 
+    def shard(self, make, batch_size):
+        """The part of this replica of `make(n)`, drawn for all replicas."""
+        return make(batch_size)
+
     def _make_view(self):
-        """What the critic of one step looks at images through."""
+        """A function from images to the part of them that the critic sees."""
         return lambda images: images
 
-    def _critic_losses(self, adversarial, rest, given):
-        """What the critic minimizes, and more of it to report, by name.
+    def _critic_loss(self, adversarial, of_real, condition):
+        """The loss of the critic, and further means to report, by name.
 
         Args:
             adversarial: Scalar.
-            rest: What `_judge` returned for real images beside the logits.
-            given: What is given with them.
+            of_real: The `CriticOutput` of real images.
+            condition: That of the real images.
         """
         return adversarial, {}
 
-    def _generator_losses(self, real, given, fake, given_of_fake, view):
-        """What the generator minimizes, and what is reported, by name."""
-        logits, _ = self._judge(view(fake), given_of_fake)
+    def _generator_loss(self, real, condition, fake, fake_condition, view):
+        """The loss of the generator, and the means to report, by name."""
+        logits = self._criticize(view(fake), fake_condition).logits
         adversarial = self._adversarial_loss(logits)
         return adversarial, {"generator_loss": adversarial}
 
     def _adversarial_loss(self, logits):
-        """That of the generator, the mean over the critic's scales."""
+        """The generator's, the mean over the critic's scales."""
         return _mean(map(self.loss_function.generator, logits))
 
     def _average(self):
@@ -419,9 +437,9 @@ class BaseGAN(keras.Model):
 
 def check_takes_images_of(generator, critic):
     """Raises a `ValueError` unless a critic takes what a generator makes."""
-    made, judged = generator.output_shape, tuple(critic.inputs[0].shape)
-    if len(made) != len(judged) or any(
-        a != b for a, b in zip(made[1:], judged[1:]) if None not in (a, b)
+    made, taken = generator.output_shape, tuple(critic.inputs[0].shape)
+    if len(made) != len(taken) or any(
+        a != b for a, b in zip(made[1:], taken[1:]) if None not in (a, b)
     ):
         raise ValueError(
             "The critic must take the images that the generator makes. "
@@ -451,21 +469,3 @@ def check_fit(name, value, expected):
 def _mean(values):
     values = list(values)
     return sum(values) / len(values)
-
-
-class StopWhenNotFinite(keras.callbacks.Callback):
-    """Where a compiled step could not raise, the end of the epoch does."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        loss = (logs or {}).get("loss", 0.0)
-        names = [
-            variable.path
-            for variable in self.model.trainable_variables
-            if not np.all(np.isfinite(variable.numpy()))
-        ]
-        if names or not math.isfinite(loss):
-            raise ValueError(
-                f"Training has diverged in epoch {epoch + 1}: the loss is "
-                f"{loss}, and these weights hold NaN or infinity: {names}. "
-                "Try a smaller learning rate, or go back to a checkpoint."
-            )

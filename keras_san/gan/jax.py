@@ -1,85 +1,20 @@
-"""How a GAN trains on JAX."""
+"""Steps of a GAN on JAX."""
 
 import functools
 
 import jax
-import keras
 import numpy as np
 
+from keras_san.differentiation import as_pure_function
 from keras_san.gan.base import BaseGAN
 
 
 class JAXGAN(BaseGAN):
-    """Keras' state is lifted out of the step; inside, code may assign."""
+    """A GAN whose step is a pure function of all variables."""
 
     def train_step(self, state, data):
         groups = self._state_variables()
-        mapping = [
-            pair
-            for variables, values in zip(groups, state)
-            for pair in zip(variables, values)
-        ]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            logs = self.step(data)
-        return logs, tuple(
-            [scope.get_current_value(v) for v in variables]
-            for variables in groups
-        )
-
-    def _state_variables(self):
-        return (
-            self.trainable_variables,
-            self.non_trainable_variables,
-            self.optimizer.variables,
-            self.metrics_variables,
-        )
-
-    def minimize(self, compute_loss, network, optimizer):
-        variables = network.trainable_variables
-        ids = {id(variable) for variable in variables}
-        others = [
-            v
-            for group in self._state_variables()
-            for v in group
-            if id(v) not in ids
-        ]
-
-        def stateless_loss(values):
-            mapping = [(v, v.value) for v in others]
-            mapping += zip(variables, values)
-            with keras.StatelessScope(mapping, collect_losses=True) as scope:
-                loss, extra = compute_loss()
-                loss = optimizer.scale_loss(loss)
-            return loss, (extra, [scope.get_current_value(v) for v in others])
-
-        values = [v.value for v in variables]
-        gradients, (extra, updated) = jax.grad(stateless_loss, has_aux=True)(
-            values
-        )
-        for variable, value in zip(others, updated):
-            variable.assign(value)
-        slots = optimizer.variables
-        values, new_slots = optimizer.stateless_apply(
-            [v.value for v in slots], gradients, values
-        )
-        for variable, value in zip([*variables, *slots], [*values, *new_slots]):
-            variable.assign(value)
-        return extra
-
-    def input_gradient(self, function, images):
-        mapping = [
-            (v, v.value) for group in self._state_variables() for v in group
-        ]
-
-        # What the pass assigns stays inside of the gradient.
-        def stateless(images):
-            with keras.StatelessScope(mapping):
-                return function(images)
-
-        return jax.grad(stateless)(images)
-
-    def shard(self, make, batch_size):
-        return make(batch_size)
+        return as_pure_function(self.step, groups)(state, data)
 
     @property
     def is_chief(self):

@@ -1,4 +1,4 @@
-"""How a GAN trains on TensorFlow."""
+"""Steps of a GAN on TensorFlow."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ from keras_san.gan.base import BaseGAN
 
 
 class TensorFlowGAN(BaseGAN):
-    """Gradients by tape, replicas by `tf.distribute`."""
+    """A GAN whose replicas are those of `tf.distribute`."""
 
     def fit(self, *args, **kwargs):
         try:
@@ -60,24 +60,6 @@ class TensorFlowGAN(BaseGAN):
         # Without a job of that name the first worker is the chief.
         has_chief = "chief" in resolver.cluster_spec().jobs
         return not has_chief and not resolver.task_id
-
-    def minimize(self, compute_loss, network, optimizer):
-        variables = network.trainable_variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in variables])
-            loss, extra = compute_loss()
-            # Optimizers add up the gradients of all replicas.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            loss = optimizer.scale_loss(loss / replicas)
-        gradients = tape.gradient(loss, [v.value for v in variables])
-        optimizer.apply(gradients, variables)
-        return extra
-
-    def input_gradient(self, function, images):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(images)
-            value = function(images)
-        return tape.gradient(value, images)
 
     def shard(self, make, batch_size):
         replica = tf.distribute.get_replica_context()

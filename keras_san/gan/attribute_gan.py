@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_san.checks import check_positive, require
+from keras_san.critic_output import CriticOutput
 from keras_san.gan.backend import BackendGAN
 from keras_san.gan.base import check_fit, check_takes_images_of
 
@@ -126,28 +127,33 @@ class AttributeGAN(BackendGAN):
         check_fit("images", images, self.generator.inputs[0])
         check_fit("attributes", attributes, self.generator.inputs[1])
 
-    def _generator_inputs(self, real, given):
+    def _generator_inputs(self, real, condition):
         # Places, not rows: JAX shuffles each column of a matrix on its own.
-        places = ops.arange(ops.shape(given)[0])
+        places = ops.arange(ops.shape(condition)[0])
         places = keras.random.shuffle(places, seed=self.seed_generator)
-        targets = ops.take(given, places, axis=0)
+        targets = ops.take(condition, places, axis=0)
         return [real, targets], targets
 
-    def _judge(self, images, given):
-        logits, attributes = self.critic(images, training=True)
-        return [ops.cast(logits, "float32")], ops.cast(attributes, "float32")
+    def _criticize(self, images, condition):
+        logits, class_logits = self.critic(images, training=True)
+        return CriticOutput(
+            [ops.cast(logits, "float32")],
+            class_logits=ops.cast(class_logits, "float32"),
+        )
 
-    def _critic_losses(self, adversarial, rest, given):
-        class_loss = _cross_entropy(given, rest)
+    def _critic_loss(self, adversarial, of_real, condition):
+        class_loss = _cross_entropy(condition, of_real.class_logits)
         loss = adversarial + self.class_weight * class_loss
         return loss, {"class_loss": class_loss}
 
-    def _generator_losses(self, real, given, fake, given_of_fake, view):
-        logits, attributes = self._judge(view(fake), given_of_fake)
-        back = self.generator([fake, given], training=True)
+    def _generator_loss(self, real, condition, fake, fake_condition, view):
+        of_fake = self._criticize(view(fake), fake_condition)
+        back = self.generator([fake, condition], training=True)
         means = {
-            "generator_loss": self._adversarial_loss(logits),
-            "fake_class_loss": _cross_entropy(given_of_fake, attributes),
+            "generator_loss": self._adversarial_loss(of_fake.logits),
+            "fake_class_loss": _cross_entropy(
+                fake_condition, of_fake.class_logits
+            ),
             "cycle_loss": _difference(real, back),
         }
         loss = (
@@ -156,7 +162,7 @@ class AttributeGAN(BackendGAN):
             + self.cycle_weight * means["cycle_loss"]
         )
         if self.identity_weight:
-            same = self.generator([real, given], training=True)
+            same = self.generator([real, condition], training=True)
             means["identity_loss"] = _difference(real, same)
             loss += self.identity_weight * means["identity_loss"]
         return loss, means
@@ -182,7 +188,7 @@ class AttributeGAN(BackendGAN):
         self._check_fit(images, attributes)
         if len(images) != len(attributes):
             raise ValueError(
-                "Each image must be given its attributes. Received: "
+                "Each image must have its attributes. Received: "
                 f"{len(images)} images and {len(attributes)} rows of attributes"
             )
         if not np.all((attributes >= 0.0) & (attributes <= 1.0)):
@@ -223,9 +229,9 @@ def _check_networks(generator, critic):
             "outputs"
         )
     check_takes_images_of(generator, critic)
-    given, told = generator.inputs[1].shape, outputs[1].shape
-    if len(given) != 2 or tuple(given[1:]) != tuple(told[1:]):
+    taken, told = (tuple(x.shape) for x in (generator.inputs[1], outputs[1]))
+    if len(taken) != 2 or taken[1:] != told[1:]:
         raise ValueError(
-            "The generator must be given as many attributes as the critic "
-            f"tells. Received: {tuple(given)} and {tuple(told)}"
+            "The generator must take as many attributes as the critic tells. "
+            f"Received: {taken} and {told}"
         )

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_san.critic_output import CriticOutput
 from keras_san.gan.backend import BackendGAN
 from keras_san.gan.base import check_takes_images_of
 
@@ -108,7 +109,7 @@ class GAN(BackendGAN):
             )
         return images, labels
 
-    def _generator_inputs(self, real, given):
+    def _generator_inputs(self, real, condition):
         batch_size = ops.shape(real)[0]
 
         def draw_latents(n):
@@ -127,9 +128,10 @@ class GAN(BackendGAN):
         labels = self.shard(draw_labels, batch_size)
         return [latents, labels], labels
 
-    def _judge(self, images, given):
-        inputs = images if self.num_classes is None else [images, given]
-        return [ops.cast(self.critic(inputs, training=True), "float32")], None
+    def _criticize(self, images, condition):
+        inputs = images if self.num_classes is None else [images, condition]
+        logits = self.critic(inputs, training=True)
+        return CriticOutput([ops.cast(logits, "float32")])
 
     def generate(self, num_images, labels=None, seed=None, batch_size=64):
         """New images, by the averaged generator if there is one.

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_san import losses
 from keras_san.checks import check_positive
+from keras_san.critic_output import CriticOutput, of_scales
 from keras_san.gan.backend import BackendGAN
 from keras_san.gan.base import check_fit
 
@@ -179,37 +180,44 @@ class PairedGAN(BackendGAN):
             inputs = ops.cast(inputs, "float32")
         return targets, inputs
 
-    def _generator_inputs(self, real, given):
-        return given, given
+    def _generator_inputs(self, real, condition):
+        return condition, condition
 
     @property
     def _critic_sees_inputs(self):
         return len(self.critic.inputs) == 2
 
-    def _judge(self, images, given):
-        inputs = [images, given] if self._critic_sees_inputs else images
+    def _criticize(self, images, condition):
+        inputs = [images, condition] if self._critic_sees_inputs else images
         outputs = self.critic(inputs, training=True)
         if len(self.critic.outputs) > 1:
             # Keras takes the list of a single scale for the outputs.
             outputs = keras.tree.pack_sequence_as(
                 self.critic.output, keras.tree.flatten(outputs)
             )
-        return _logits(outputs), _features(outputs)
+        logits, features, _ = of_scales(outputs)
+        return CriticOutput([ops.cast(x, "float32") for x in logits], features)
 
-    def _judge_both(self, real, given, fake, given_of_fake):
+    def _criticize_both(self, real, condition, fake, fake_condition):
         if not self.joint:
-            return super()._judge_both(real, given, fake, given_of_fake)
-        images, given = (
+            return super()._criticize_both(
+                real, condition, fake, fake_condition
+            )
+        images, conditions = (
             ops.concatenate([ops.cast(b, a.dtype), a])
-            for a, b in ((fake, real), (given_of_fake, given))
+            for a, b in ((fake, real), (fake_condition, condition))
         )
-        verdict = self._judge(images, given)
+        logits, features, _ = self._criticize(images, conditions)
         size = ops.shape(fake)[0]
-        real_verdict, fake_verdict = (
-            keras.tree.map_structure(lambda x, part=part: x[part], verdict)
+        of_real, of_fake = (
+            CriticOutput(
+                *keras.tree.map_structure(
+                    lambda x, part=part: x[part], [logits, features]
+                )
+            )
             for part in (slice(0, size), slice(size, None))
         )
-        return real_verdict, fake_verdict, sum(self.critic.losses)
+        return of_real, of_fake, sum(self.critic.losses)
 
     def _make_view(self):
         window = _first(self.critic.input_shape)[1:3]
@@ -235,16 +243,18 @@ class PairedGAN(BackendGAN):
 
         return view
 
-    def _generator_losses(self, real, given, fake, given_of_fake, view):
+    def _generator_loss(self, real, condition, fake, fake_condition, view):
         means = {}
         if self.feature_matching:
-            (_, targets), (logits, found), _ = self._judge_both(
-                view(real), given, view(fake), given_of_fake
+            of_real, of_fake, _ = self._criticize_both(
+                view(real), condition, view(fake), fake_condition
             )
-            means[_FEATURE_MATCHING] = losses.feature_matching(targets, found)
+            means[_FEATURE_MATCHING] = losses.feature_matching(
+                of_real.features, of_fake.features
+            )
         else:
-            logits, _ = self._judge(view(fake), given_of_fake)
-        means["generator_loss"] = self._adversarial_loss(logits)
+            of_fake = self._criticize(view(fake), fake_condition)
+        means["generator_loss"] = self._adversarial_loss(of_fake.logits)
         loss = self.adversarial_weight * means["generator_loss"]
         if self.feature_matching:
             loss += self.feature_matching * means[_FEATURE_MATCHING]
@@ -299,36 +309,14 @@ def _first(shapes):
     return shapes[0] if isinstance(shapes[0], (tuple, list)) else shapes
 
 
-def _scales(outputs):
-    return outputs if isinstance(outputs, (tuple, list)) else [outputs]
-
-
-def _logits(outputs):
-    """A float32 tensor a scale."""
-    return [
-        ops.cast(
-            scale[-1] if isinstance(scale, (tuple, list)) else scale, "float32"
-        )
-        for scale in _scales(outputs)
-    ]
-
-
-def _features(outputs):
-    """A list of tensors a scale, empty where there are none."""
-    return [
-        list(scale[:-1]) if isinstance(scale, (tuple, list)) else []
-        for scale in _scales(outputs)
-    ]
-
-
 def _has_features(critic):
     # A Sequential model does not know its `output`.
-    return len(critic.outputs) > 1 and all(_features(critic.output))
+    return len(critic.outputs) > 1 and all(of_scales(critic.output).features)
 
 
 def _check_networks(generator, critic):
-    made, judged = generator.output_shape, _first(critic.input_shape)
-    if len(made) != 4 or len(judged) != 4 or made[-1] != judged[-1]:
+    made, taken = generator.output_shape, _first(critic.input_shape)
+    if len(made) != 4 or len(taken) != 4 or made[-1] != taken[-1]:
         raise ValueError(
             "The critic must take the images that the generator makes. "
             f"Received: a generator with output_shape={made}, a critic with "
@@ -336,8 +324,7 @@ def _check_networks(generator, critic):
         )
     if len(critic.inputs) == 1:
         return
-    given = tuple(generator.inputs[0].shape)
-    expected = [made, given]
+    expected = [made, tuple(generator.inputs[0].shape)]
     if len(critic.inputs) != 2 or any(
         len(a) != len(b)
         or any(m != n for m, n in zip(a[1:], b[1:]) if None not in (m, n))
