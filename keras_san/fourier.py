@@ -58,7 +58,7 @@ def circular_convolution(inputs, kernel, strides=(1, 1)):
 
 
 def is_faster(inputs, kernel, strides):
-    """Whether `circular_convolution` can and should take the place of padding.
+    """`True` where `circular_convolution` can and should replace padding.
 
     Only on TensorFlow and JAX without accelerators: PyTorch was slower in
     inference, and no GPU was at hand. There time is counted in multiplications

@@ -1,4 +1,4 @@
-"""What divides a kernel by its norm, or projects it, and keeps the state."""
+"""The layer that divides a kernel by its norm, or projects it."""
 
 import contextlib
 import threading
@@ -35,7 +35,7 @@ def hold_norms():
 
 
 def norms_held():
-    """Whether this code runs inside of `hold_norms()`."""
+    """`True` inside of `hold_norms()`."""
     return getattr(_hold, "active", False)
 
 
@@ -171,7 +171,7 @@ class KernelNormalization(keras.layers.Layer):
             variable.assign(value)
 
     def gain(self):
-        """What the norm is multiplied by, as it is now.
+        """The current factor on the norm.
 
         A Python float, or a float32 scalar where the gain is measured. As the
         norm it changes only where that is measured.

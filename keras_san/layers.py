@@ -136,9 +136,9 @@ def _call_divided(owner, layer, call, inputs, training):
     with keras.StatelessScope(mapping, collect_losses=True) as scope:
         before = [(v, scope.get_current_value(v)) for v in layer.variables]
         outputs = call(inputs)
-    # What else the layer has assigned (a random state, say) is to last, and
-    # what it has lost. New tensors, because Keras knows losses by identity
-    # and would count those of a wrapped layer twice.
+    # All else that the layer has assigned (a random state, say) and its losses
+    # are to last. New tensors, because Keras knows losses by identity and
+    # would count those of a wrapped layer twice.
     for loss in scope.losses:
         owner.add_loss(loss * 1.0)
     for variable, value in before:
@@ -159,7 +159,7 @@ def _no_kernel_message(layer):
 
 
 class _Normalized:
-    """What makes a subclass of a Keras layer normalize its own kernel."""
+    """Mixed into a Keras layer, normalizes the layer's own kernel."""
 
     circular = False
 
@@ -221,6 +221,12 @@ class SANConv2D(_Normalized, keras.layers.Conv2D):
         ValueError: for an unknown normalizer or padding; when built, for a
             circular padding wider than the image.
 
+    Example:
+    ```python
+    layer = keras_san.SANConv2D(64, 3, strides=2, activation="relu")
+    features = layer(images)  # (8, 32, 32, 3) -> (8, 16, 16, 64)
+    ```
+
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
     """
@@ -272,6 +278,11 @@ class SANDense(_Normalized, keras.layers.Dense):
     Raises:
         ValueError: for an unknown normalizer.
 
+    Example:
+    ```python
+    logits = keras_san.SANDense(1)(features)  # (8, 512) -> (8, 1)
+    ```
+
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
         section "Efficiency", last sentence of the first paragraph.
@@ -309,6 +320,14 @@ class SANWrapper(keras.layers.Wrapper):
             `padding="circular"` on anything but a convolution, for a `dtype`
             other than the layer's; when built, for a circular padding wider
             than the image.
+
+    Example:
+    ```python
+    layer = keras_san.SANWrapper(
+        keras.layers.Conv1D(16, 5, padding="same"), normalizer="sn"
+    )
+    features = layer(signals)  # (8, 100, 4) -> (8, 100, 16)
+    ```
 
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
@@ -393,7 +412,7 @@ class SANWrapper(keras.layers.Wrapper):
 
 
 def _has_no_kernel(layer):
-    """Whether it is certain, before it is built, that nothing can be done."""
+    """`True` if even an unbuilt layer certainly has no kernel."""
     if any(hasattr(layer, name) for name in KERNELS):
         return False
     if isinstance(layer, (*LINEAR, keras.layers.Embedding)):

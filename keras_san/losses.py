@@ -1,4 +1,4 @@
-"""What critic and generator minimize.
+"""The losses of critic and generator.
 
 Adversarial losses look at logits, content losses at images whose target is
 known.
@@ -270,7 +270,7 @@ class PerceptualLoss:
 
 
 def feature_matching(real, fake):
-    """How far generated images look like real ones to a critic.
+    """The distance of generated from real images in a critic's features.
 
     The mean absolute difference of features, summed over the layers, its mean
     over the scales. No gradient flows through the features of real images.

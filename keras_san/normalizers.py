@@ -98,7 +98,7 @@ class Normalizer:
         return 1.0
 
     def adapts(self, geometry):
-        """Whether the gain is measured, by `adapt`."""
+        """`True` if the gain is measured, by `adapt`."""
         return False
 
     def divide(self, kernel, geometry, norm, gain=None):

@@ -102,7 +102,7 @@ def sample_filters(kernel_shape, ratio, seed=None):
 
 
 def subset_gain(num_filters, ratio):
-    """What makes up for looking at a share of the filters only.
+    """The factor that makes up for measuring a share of the filters only.
 
     Args:
         num_filters: Int, in channels times out channels.
@@ -228,11 +228,11 @@ def rms_modulus(kernel, spatial_shape=None, dilation_rate=1):
 
 
 def active_channels(inputs, groups=1, channels_axis=-1):
-    """By how many channels as large as its largest a signal has its energy.
+    """The effective number of channels in a signal.
 
-    That is the mean over the examples of `||x||^2 / max_j ||x_j||^2`, where
-    `x_j` is channel `j` of one example over space: 1 where all but one
-    channel are zero, the number of channels where all are alike.
+    The mean over the examples of `||x||^2 / max_j ||x_j||^2`, where `x_j` is
+    channel `j` of one example over space: 1 where all channels but one are
+    zero, and the number of channels where all have the same norm.
 
     Args:
         inputs: Tensor with examples along its first axis.

@@ -1,4 +1,4 @@
-"""What keeps float32 numbers in range, and bad ones visible."""
+"""Arithmetic that keeps float32 in range, and bad numbers visible."""
 
 import keras
 from keras import ops

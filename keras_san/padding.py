@@ -13,7 +13,7 @@ from keras_san.geometry import TRANSPOSED
 
 
 def circular_amounts(kernel_size, dilation_rate):
-    """How many pixels a circular convolution adds before and after.
+    """The number of pixels that a circular convolution adds on each side.
 
     The sum is always `(kernel_size - 1) * dilation_rate`, whatever the
     stride: output `i` is then output `i * stride` of the same layer without
@@ -125,7 +125,7 @@ def _take(x, axis, start, stop):
 
 
 def _amounts_and_offsets(layer):
-    """What to pad with, and where the result then begins in the output.
+    """The padding of the input, and where the result begins in the output.
 
     Args:
         layer: A convolution of Keras that runs with `padding="valid"`.
@@ -184,7 +184,7 @@ def call_circular(layer, call, inputs):
 
 
 def _has_transform(layer, call, inputs):
-    """Whether the call can be replaced by `_call_transformed`.
+    """`True` if `_call_transformed` can take the place of the call.
 
     Symbolic models have only what Keras can save without this package.
     """
@@ -213,7 +213,7 @@ def _call_transformed(layer, inputs):
 
 
 def _read(layer, axis, pair, extent):
-    """Of the padding of one axis what the strided layer reads at all."""
+    """The padding of one axis, without pixels that the stride passes over."""
     before, after = pair
     if not isinstance(extent, int):
         return pair

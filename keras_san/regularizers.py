@@ -1,4 +1,4 @@
-"""What other GANs do to a kernel: baselines for the normalizers.
+"""Constraints and regularizers of other GANs: baselines.
 
 Each is a Keras constraint or regularizer, for the argument
 `kernel_constraint` or `kernel_regularizer` of any layer.

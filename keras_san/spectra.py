@@ -125,7 +125,7 @@ def largest_modulus(filters, taps, grid):
 
 
 def largest_length(filters, taps, grid, count):
-    """The most that the filters of one output make of `count` inputs.
+    """The largest gain from `count` input channels to one output channel.
 
     That is the square root of the largest sum, over the outputs and the
     frequencies, of the `count` largest P at that frequency.

@@ -14,6 +14,8 @@ import pytest
 from keras import ops
 from PIL import Image
 
+from keras_san.differentiation import value_and_gradients
+
 BACKEND = keras.config.backend()
 
 needs_training = pytest.mark.skipif(
@@ -220,59 +222,35 @@ def written(folder):
 def kernel_gradient(layer, kernel, inputs, cotangent):
     """The gradient of `sum(layer(inputs) * cotangent)` in a training call."""
 
-    def objective():
-        outputs = layer(inputs, training=True)
+    others = [v for v in layer.variables if v is not kernel]
+
+    def objective(values):
+        mapping = [(v, v.value) for v in others]
+        with keras.StatelessScope([*mapping, (kernel, values[0])]):
+            outputs = layer(inputs, training=True)
         outputs = ops.cast(outputs, "float32")
         return ops.sum(outputs * ops.convert_to_tensor(cotangent, "float32"))
 
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            value = objective()
-        gradient = tape.gradient(value, kernel.value)
-    elif BACKEND == "jax":
-        import jax
-
-        def stateless(value):
-            mapping = [(v, v.value) for v in layer.variables]
-            mapping.append((kernel, value))
-            with keras.StatelessScope(mapping):
-                return objective()
-
-        gradient = jax.grad(stateless)(kernel.value)
-    else:
-        kernel.value.grad = None
-        objective().backward()
-        gradient = kernel.value.grad
-    return to_numpy(gradient)
+    _, (gradient,) = value_and_gradients(objective, [kernel.value])
+    return detached(gradient)
 
 
 def value_and_gradient(function, x):
     """A float, and its gradient to `x` in NumPy."""
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
 
-        x = tf.constant(x)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            value = function(x)
-        gradient = tape.gradient(value, x)
-    elif BACKEND == "jax":
-        import jax
+    def stateless(values):
+        with keras.StatelessScope():
+            return function(values[0])
 
-        def stateless(x):
-            with keras.StatelessScope():
-                return function(x)
+    value, (gradient,) = value_and_gradients(
+        stateless, [ops.convert_to_tensor(x)]
+    )
+    return float(detached(value)), detached(gradient)
 
-        value, gradient = jax.value_and_grad(stateless)(x)
-    else:
-        x = ops.convert_to_tensor(x)
-        x.requires_grad_()
-        value = function(x)
-        value.backward()
-        value, gradient = value.detach(), x.grad
-    return float(to_numpy(value)), to_numpy(gradient)
+
+def detached(x):
+    """In NumPy, also where PyTorch keeps what it has been computed from."""
+    return to_numpy(ops.stop_gradient(x))
 
 
 # References in float64, of kernels `(*kernel_size, in, out)` and images that

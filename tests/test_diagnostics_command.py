@@ -356,10 +356,15 @@ def test_text(small_diagnosis):
         "dense",
     ]
     assert "SparsityAware" in lines[1] and "3.000" in lines[1].split()
-    assert lines[3] == ""
-    assert lines[4] == f"{found.verdict}: {found.reason}"
-    assert lines[5:] == [f"warning: {text}" for text in found.warnings]
-    assert len(lines) == 6
+    blank = [index for index, line in enumerate(lines) if not line]
+    assert blank[0] == 3 and len(blank) == 2
+    # A legend of all columns.
+    legend = [line.split()[0] for line in lines[4 : blank[1]]]
+    assert legend == header.split()[1:]
+    last = lines[blank[1] + 1 :]
+    assert last[0] == f"{found.verdict}: {found.reason}"
+    assert last[1:] == [f"warning: {text}" for text in found.warnings]
+    assert len(last) == 2
 
 
 def test_csv(small_diagnosis, tmp_path):

@@ -26,6 +26,11 @@ from keras import ops  # noqa: E402
 
 import keras_san  # noqa: E402
 from keras_san import losses, norms  # noqa: E402
+from keras_san.differentiation import (  # noqa: E402
+    as_pure_function,
+    input_gradient,
+    minimize,
+)
 from keras_san.metrics import extractors, generative  # noqa: E402
 from keras_san.networks import sngan, spade  # noqa: E402
 from tools import benchmark  # noqa: E402
@@ -295,11 +300,11 @@ class Update:
             draw(*size, map_channels) if map_channels else None,
         ]
 
-    def loss(self, data, input_gradient):
-        """What the critic minimizes."""
+    def loss(self, data):
+        """The loss of the critic."""
         real, fake, share, maps = data
 
-        def judge(images):
+        def criticize(images):
             inputs = images if maps is None else [images, maps]
             logits = self.critic(inputs, training=True)
             if maps is None:
@@ -308,17 +313,26 @@ class Update:
 
         def gradient(images):
             def score(images):
-                return sum(map(ops.sum, judge(images)))
+                return sum(map(ops.sum, criticize(images)))
 
-            return input_gradient(score, images)
+            return input_gradient(score, images, self.critic.variables)
 
-        of_real = judge(real)
+        of_real = criticize(real)
         with keras_san.hold_norms():
-            of_fake = judge(fake)
+            of_fake = criticize(fake)
             loss = sum(map(self.hinge.critic, of_real, of_fake)) / len(of_real)
             if self.penalty is not None:
                 loss += self.penalty(gradient, real, fake, share)
         return loss
+
+    def step(self, data):
+        """One update, uncompiled."""
+        return minimize(
+            lambda: (self.loss(data), ()),
+            self.optimizer,
+            self.variables,
+            self.critic.variables,
+        )
 
     def compile(self):
         """Makes `run()`, one update; returns the seconds that it took."""
@@ -329,67 +343,26 @@ class Update:
     def _compile_jax(self):
         import jax
 
-        others = self.critic.non_trainable_variables
-        slots = self.optimizer.variables
-
-        def input_gradient(function, images):
-            mapping = [(v, v.value) for v in [*self.variables, *others]]
-
-            def stateless(images):
-                with keras.StatelessScope(mapping):
-                    return function(images)
-
-            return jax.grad(stateless)(images)
-
-        def update(state, data):
-            values, other_values, slot_values = state
-
-            def loss(values):
-                mapping = [
-                    *zip(self.variables, values),
-                    *zip(others, other_values),
-                ]
-                with keras.StatelessScope(mapping) as scope:
-                    loss = self.loss(data, input_gradient)
-                return loss, [scope.get_current_value(v) for v in others]
-
-            gradients, other_values = jax.grad(loss, has_aux=True)(values)
-            values, slot_values = self.optimizer.stateless_apply(
-                slot_values, gradients, values
-            )
-            return [values, other_values, slot_values]
-
         device = jax.devices()[0]
-        groups = self.variables, others, slots
-        self.state = [copies(group, device) for group in groups]
+        groups = (
+            self.variables,
+            self.critic.non_trainable_variables,
+            self.optimizer.variables,
+        )
+        self.state = tuple(copies(group, device) for group in groups)
         self.data = jax.device_put(self.data, device)
-        step = jax.jit(update, donate_argnums=0)
+        step = jax.jit(as_pure_function(self.step, groups), donate_argnums=0)
         self.compiled = step.lower(self.state, self.data).compile()
 
         def run():
-            self.state = self.compiled(self.state, self.data)
+            _, self.state = self.compiled(self.state, self.data)
             return self.state
 
         return run
 
     def _compile_torch(self):
-        import torch
-
-        def input_gradient(function, images):
-            images = images.detach().requires_grad_()
-            return torch.autograd.grad(
-                function(images), images, create_graph=True
-            )[0]
-
-        def run():
-            loss = self.loss(self.data, input_gradient)
-            values = [variable.value for variable in self.variables]
-            gradients = torch.autograd.grad(loss, values)
-            with torch.no_grad():
-                self.optimizer.apply(gradients, self.variables)
-            return loss
-
-        return run
+        step = self.args.backend.compile(self.step)
+        return lambda: step(self.data)
 
     def extra_mib(self):
         """Peak memory beyond weights, slots and data; "" if unknown."""

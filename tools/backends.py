@@ -6,6 +6,8 @@ import platform
 import keras
 from keras import ops
 
+from keras_san.differentiation import value_and_gradients
+
 
 class Backend:
     """What differs between TensorFlow, JAX and PyTorch."""
@@ -109,33 +111,17 @@ class Backend:
 
     def gradient_step(self, layer):
         """Compiled gradients of a layer's output, to inputs and kernel."""
-        if self.name == "tensorflow":
-            tf = self.module
+        kernel = layer.kernel
+        others = [v for v in layer.variables if v is not kernel]
 
-            def step(x):
-                with tf.GradientTape() as tape:
-                    tape.watch(x)
-                    total = ops.sum(ops.square(layer(x)))
-                return tape.gradient(total, [x, layer.kernel.value])
+        def total(values):
+            mapping = [(v, v.value) for v in others]
+            with keras.StatelessScope([*mapping, (kernel, values[1])]):
+                return ops.sum(ops.square(layer(values[0])))
 
-        elif self.name == "jax":
-
-            def total(x, values):
-                outputs, _ = layer.stateless_call(values, [], x)
-                return ops.sum(ops.square(outputs))
-
-            gradients = self.module.jit(self.module.grad(total, (0, 1)))
-            values = [v.value for v in layer.trainable_variables]
-            return lambda x: gradients(x, values)
-        else:
-
-            def step(x):
-                x = x.requires_grad_()
-                total = ops.sum(ops.square(layer(x)))
-                return self.module.autograd.grad(total, [x, layer.kernel.value])
-
-            return step
-        return self.compile(step)
+        # The kernel is an argument, lest XLA take it for a constant.
+        step = self.compile(lambda *x: value_and_gradients(total, list(x))[1])
+        return lambda x: step(x, kernel.value)
 
     def extra_memory(self, function, arguments):
         """Peak MiB that a call takes beyond what is in use; `None` if unknown.

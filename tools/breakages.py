@@ -578,7 +578,7 @@ keras_san/callbacks/samples.py: each row has a class, not each column
 
 @ tests/test_callbacks.py ? log
 
-keras_san/callbacks/logs.py: a resumed log loses an epoch
+keras_san/callbacks/training_log.py: a resumed log loses an epoch
 - if r["epoch"] <= epoch]
 + if r["epoch"] < epoch]
 
@@ -612,7 +612,7 @@ keras_san/kernel_normalization.py: logged norms are without the gain
 - return norm * self.gain()
 + return norm
 
-keras_san/callbacks/evaluation.py: overshooting levels wrap around
+keras_san/callbacks/image_quality.py: overshooting levels wrap around
 - np.clip(np.rint((made + 1.0) * 127.5), 0, 255).astype("uint8")
 + np.rint((made + 1.0) * 127.5).astype("int32").astype("uint8")
 

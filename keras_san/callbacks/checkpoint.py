@@ -1,4 +1,4 @@
-"""What it takes to go on with a training."""
+"""Checkpoints from which a training goes on."""
 
 import contextlib
 import glob
@@ -10,7 +10,7 @@ import keras
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps what it takes to go on with a training, after each epoch.
+    """Saves, after each epoch, all that it takes to go on with a training.
 
     One file holds both networks, both optimizers, norms and the random
     states of the GAN and its norms (but of no other layer, such as Dropout:

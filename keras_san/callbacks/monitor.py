@@ -6,12 +6,8 @@ import warnings
 import keras
 import numpy as np
 
-from keras_san.callbacks.logs import (
-    Events,
-    read_rows,
-    steps_taken,
-    write_rows,
-)
+from keras_san.callbacks.logs import read_rows, steps_taken, write_rows
+from keras_san.callbacks.tensorboard import Events
 from keras_san.checks import check_count, check_package
 from keras_san.diagnostics import diagnose, mean_score
 from keras_san.diagnostics.report import figure_of, rows_of

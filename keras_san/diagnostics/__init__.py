@@ -1,4 +1,4 @@
-"""What a critic does to signals and gradients, and what is wrong with it."""
+"""Measurements of a critic's signals and gradients, and a diagnosis."""
 
 from keras_san.diagnostics.bounds import gradient_bounds
 from keras_san.diagnostics.gradients import (

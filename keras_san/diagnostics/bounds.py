@@ -43,7 +43,7 @@ GRADIENT_BOUNDS = np.dtype([("layer", "U80"), ("bound", float)])
 
 
 def gradient_bounds(model, images, norms=None):
-    """What the gradient of each kernel cannot exceed.
+    """Bounds the gradient of each kernel from above.
 
     That of the mean logit, by the kernel that a layer runs with, is at most
     what enters the layer (its norm, the mean over the images) times the
@@ -113,7 +113,7 @@ def gradient_bounds(model, images, norms=None):
 
 
 def _factor(call, x):
-    """By how much a layer without a kernel lengthens a difference in `x`."""
+    """The largest gain of a difference in `x`, without a kernel."""
     layer = call.layer
     name = type(layer).__name__
     if name in _NEUTRAL:

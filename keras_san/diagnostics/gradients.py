@@ -1,4 +1,4 @@
-"""What gradients a critic passes on, and what bounds them."""
+"""The gradients of a critic by its kernels and its images."""
 
 import math
 
@@ -39,7 +39,7 @@ WEIGHT_GRADIENTS = np.dtype(
 
 
 def weight_gradients(model, images, score=mean_score):
-    """How large the gradients of a critic's kernels are.
+    """Measures the gradients of a critic by its kernels.
 
     Args:
         model: A built Keras model from images.

@@ -172,7 +172,7 @@ def _norms(weights, geometry, operator):
 
 
 def _readers(kernel):
-    """By how many output positions a pixel of the input is read."""
+    """The number of output positions that read a pixel of the input."""
     if getattr(kernel.geometry, "transposed", False):
         return math.prod(kernel.variable.shape[:-2])
     return kernel.geometry.sharing(kernel.variable.shape)

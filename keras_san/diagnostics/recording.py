@@ -1,4 +1,4 @@
-"""What each layer of a model gets and puts out, on real data."""
+"""The inputs and outputs of each layer of a model, on real data."""
 
 import contextlib
 import dataclasses
@@ -66,9 +66,9 @@ def record(model, inputs):
 
 
 def _holds(inputs, outputs):
-    """Whether all outputs are among the inputs."""
-    given = {id(x) for x in inputs}
-    return all(id(x) in given for x in outputs)
+    """`True` if all outputs are among the inputs."""
+    held = {id(x) for x in inputs}
+    return all(id(x) in held for x in outputs)
 
 
 def _recorded(model):

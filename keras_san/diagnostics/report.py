@@ -7,7 +7,7 @@ import numpy as np
 
 
 def rows_of(diagnosis):
-    """What was measured of each layer, in the order of the weights.
+    """The measurements of each layer, in the order of the weights.
 
     Args:
         diagnosis: A `Diagnosis`.
@@ -39,26 +39,56 @@ def rows_of(diagnosis):
     return rows
 
 
-# Title, field and format of the columns to read.
+# Title, field, format and meaning of the columns to read.
 _TABLE = (
-    ("layer", "layer", ""),
-    ("by", "normalizer", ""),
-    ("SAN", "san", ".3g"),
-    ("SN", "sn", ".3g"),
-    ("operator", "operator", ".3g"),
-    ("/intended", "norm_over_intended", ".3f"),
-    ("/Kaiming", "variance_kaiming", ".3g"),
-    ("gain", "gain", ".3g"),
-    ("/SAN", "channel_gain_over_san", ".2f"),
-    ("growth", "growth", ".2f"),
-    ("channels", "effective", ".1f"),
-    ("gradient", "gradient_norm", ".3g"),
-    ("/bound", "gradient_over_bound", ".2g"),
+    ("layer", "layer", "", ""),
+    ("by", "normalizer", "", "normalizer, if there is one"),
+    ("SAN", "san", ".3g", "SAN's norm of the kernel (Lemma 1)"),
+    ("SN", "sn", ".3g", "its top singular value as a matrix"),
+    ("exact", "operator", ".3g", "its exact norm under circular padding"),
+    (
+        "norm/aim",
+        "norm_over_intended",
+        ".3f",
+        "norm over what the normalizer is to make of it; good: 1",
+    ),
+    (
+        "var/He",
+        "variance_kaiming",
+        ".3g",
+        "variance of the weights over that of He's start",
+    ),
+    ("gain", "gain", ".3g", "norm of output over input, on these images"),
+    (
+        "gain/SAN",
+        "channel_gain_over_san",
+        ".2f",
+        "gain of the largest channel over SAN's norm; sparse inputs: up to 1",
+    ),
+    (
+        "growth",
+        "growth",
+        ".2f",
+        "growth of the signals with ReLU; good: 0.45 to 2.2",
+    ),
+    (
+        "active",
+        "effective",
+        ".1f",
+        "effective number of input channels; 1: as sparse as can be",
+    ),
+    ("gradient", "gradient_norm", ".3g", "norm of the kernel's gradient"),
+    (
+        "grad/max",
+        "gradient_over_bound",
+        ".2g",
+        "that over the bound that follows from the norms; at most 1",
+    ),
 )
 
 
 def text_of(diagnosis):
-    """A diagnosis to read: a table, the verdict and the warnings.
+    """A diagnosis to read: table, legend, verdict and warnings.
 
     Args:
         diagnosis: A `Diagnosis`.
@@ -66,9 +96,9 @@ def text_of(diagnosis):
     Returns:
         A string of several lines.
     """
-    table = [[title for title, _, _ in _TABLE]]
+    table = [[title for title, *_ in _TABLE]]
     for row in rows_of(diagnosis):
-        table.append([_cell(row, name, form) for _, name, form in _TABLE])
+        table.append([_cell(row, name, form) for _, name, form, _ in _TABLE])
     widths = [max(map(len, column)) for column in zip(*table)]
     lines = [
         "  ".join(
@@ -77,6 +107,8 @@ def text_of(diagnosis):
         ).rstrip()
         for line in table
     ]
+    lines.append("")
+    lines += [f"{title:8}  {text}" for title, _, _, text in _TABLE[1:]]
     lines.append("")
     lines.append(f"{diagnosis.verdict}: {diagnosis.reason}")
     lines += [f"warning: {warning}" for warning in diagnosis.warnings]
@@ -98,7 +130,7 @@ def write_csv(diagnosis, path):
 
 
 def draw(diagnosis, path):
-    """Draws what was measured of each layer, as PNG.
+    """Draws the measurements of each layer, as PNG.
 
     Args:
         diagnosis: A `Diagnosis`.

@@ -1,4 +1,4 @@
-"""How sparse signals are, and how much layers amplify them."""
+"""The sparsity of signals, and their amplification by layers."""
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ _ACTIVATIONS = (
 
 
 def channel_sparsity(model, images, bins=50, batch_size=64):
-    """Of how many channels the signals of a critic really consist.
+    """Measures how many channels of a critic's signals are active.
 
     Args:
         model: A built Keras model from images.
@@ -102,7 +102,7 @@ SIGNAL_GAINS = np.dtype(
 
 
 def signal_gains(model, images, norms=None, batch_size=64):
-    """How much the layers of a critic amplify the signals that enter them.
+    """Measures how much the layers of a critic amplify their inputs.
 
     Args:
         model: A built Keras model from images.
@@ -183,7 +183,7 @@ def signal_gains(model, images, norms=None, batch_size=64):
 
 
 def _recorded(model, images, batch_size):
-    """What `record` returns, batch by batch."""
+    """The results of `record`, batch by batch."""
     count = len(keras.tree.flatten(images)[0])
     for start in range(0, count, batch_size):
         part = slice(start, start + batch_size)
@@ -195,7 +195,7 @@ def _is_float(x):
 
 
 def _is_active(layer):
-    """Whether a layer applies an activation of its own."""
+    """`True` if a layer applies an activation of its own."""
     activation = getattr(layer, "activation", None)
     return activation not in (None, keras.activations.linear)
 

@@ -1,4 +1,4 @@
-"""Which of the two ways to fail a critic is on, and where."""
+"""The diagnosis: does a critic explode or vanish, and in which layer?"""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ _STEEP, _FLAT = 1e5, 0.05
 # How far a norm may be from what it should be.
 _INEXACT = 0.1
 
-_ACTIVATION_NORMS = (
+_NORMALIZATIONS = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
@@ -52,14 +52,14 @@ _TRANSPARENT = (
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong with a critic.
+    """The result of `diagnose`.
 
     Attributes:
         verdict: String, `"healthy"`, `"exploding"` or `"vanishing"`.
         layer: String, the layer that is to blame, or `None`.
         reason: String, the figure that says so.
         warnings: List of strings.
-        inert: List of strings, the normalized layers whose norm does nothing.
+        inert: List of strings, the layers whose normalization does nothing.
         slope: Float, by how much the score changes from one image to another:
             the mean norm of its gradient, times the mean distance of images.
         norms: What `layer_norms` returned.
@@ -81,7 +81,7 @@ class Diagnosis:
 
 
 def diagnose(model, images, score=mean_score, operator=False):
-    """Tells how a critic is doing, and which layer is to blame if badly.
+    """Tells whether a critic explodes or vanishes, and which layer is to blame.
 
     A critic explodes where a number is not finite, where a layer's norm is
     more than 2.2 times what its normalizer is to make of it, where a layer
@@ -165,7 +165,7 @@ def diagnose(model, images, score=mean_score, operator=False):
 
 
 def inert_norms(model, images):
-    """The normalized layers whose norm does nothing.
+    """Finds normalized layers whose normalization does nothing.
 
     What they put out goes straight into batch, instance, layer, group or RMS
     normalization, which cancels whatever a kernel is divided by.
@@ -199,7 +199,7 @@ def inert_norms(model, images):
 
 
 def _normalizes_activations(layer):
-    return isinstance(layer, _ACTIVATION_NORMS) or (
+    return isinstance(layer, _NORMALIZATIONS) or (
         "InstanceNorm" in type(layer).__name__
     )
 
@@ -250,7 +250,7 @@ def _growth(growth, layer):
 
 
 def _suspect(row, growth):
-    """By what factor a layer is off, its name, and the figure."""
+    """The factor by which a layer is off, its name, and the reason."""
     name = str(row["layer"])
     if row["normalizer"]:
         factor = row["norm_over_intended"]

@@ -1,4 +1,4 @@
-"""The GAN that changes attributes of images, and leaves the rest."""
+"""The GAN that changes attributes of images, and nothing else."""
 
 import keras
 import numpy as np

@@ -149,7 +149,7 @@ class BaseGAN(keras.Model):
     @property
     def non_trainable_variables(self):
         # Keras' JAX trainer carries the state of one optimizer. The other
-        # one travels with the rest of what is not trained.
+        # one travels with all that is not trained.
         if self.critic_optimizer is None:
             return super().non_trainable_variables
         return [
@@ -180,7 +180,7 @@ class BaseGAN(keras.Model):
 
         Returns:
             A Keras `History` of the means of each epoch: `critic_loss`,
-            `generator_loss` (by what the critic says), `loss` (what both
+            `generator_loss` (both adversarial), `loss` (what both
             networks minimize, in sum), `real_logit` and `fake_logit` (what
             the critic says of real and generated images). Those of the
             critic are of the last of its `critic_steps`.

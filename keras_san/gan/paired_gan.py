@@ -26,8 +26,8 @@ class PairedGAN(BackendGAN):
     random place, the same in all images of an update. One with two inputs
     sees whole images, and what they were made from.
 
-    A critic may look at images on several scales, and tell what it has seen
-    on the way: it puts out logits, one tensor `(batch, ...)`, or a list with
+    A critic may look at images on several scales, and show its features: it
+    puts out logits, one tensor `(batch, ...)`, or a list with
     an entry a scale, each of them logits or a list of features that ends in
     logits. Adversarial losses are means over all logits of a scale, and over
     the scales.
@@ -265,7 +265,7 @@ class PairedGAN(BackendGAN):
         return loss, means
 
     def generate(self, images, batch_size=16):
-        """What the generator makes of images, the averaged one if there is one.
+        """Images made from images, by the averaged generator if there is one.
 
         Args:
             images: Array `(n, height, width, channels)` in [-1, 1].
