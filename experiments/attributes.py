@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from experiments import batches, data
-from experiments.photographs import to_float
 from keras_san.checks import check_count
 
 # What is read of CelebA's forty attributes where none are asked for.
@@ -47,7 +46,7 @@ def load(
     name="digits",
     split="train",
     attributes=None,
-    resize=None,
+    size=None,
     csv=None,
     data_dir=None,
     download=False,
@@ -70,7 +69,7 @@ def load(
         attributes: List of the names of those to read, in that order. `None`
             stands for all, and in `"celeb_a"` for five: `Black_Hair`,
             `Blond_Hair`, `Brown_Hair`, `Male` and `Young`.
-        resize: Int `N` >= 4: images get N x N pixels. `None` stands for 32
+        size: Int `N` >= 4: images get N x N pixels. `None` stands for 32
             with the digits, else for 128.
         csv: The path of a table of the images of a folder: a header, then a
             row for each, first its path in the folder, then each attribute
@@ -105,9 +104,9 @@ def load(
             f"nothing else has one. Received: csv={csv!r} with name={name!r}, "
             f"which is {'a' if folder else 'no'} folder"
         )
-    if resize is None:
-        resize = 32 if digits else 128
-    check_count("resize", resize, least=4)
+    if size is None:
+        size = 32 if digits else 128
+    check_count("size", size, least=4)
     if limit is not None:
         check_count("limit", limit)
 
@@ -129,13 +128,13 @@ def load(
             f"and limit={limit}"
         )
 
-    images = np.empty((count, resize, resize, 3), "uint8")
+    images = np.empty((count, size, size, 3), "uint8")
     values = np.empty((count, len(chosen)), "float32")
     # As they are read, since all in full size may not fit into memory.
     for index, (image, row) in enumerate(read(chosen, count)):
         image = image.convert("RGB")
         images[index] = ImageOps.fit(
-            image, (resize, resize), Image.Resampling.BICUBIC
+            image, (size, size), Image.Resampling.BICUBIC
         )
         values[index] = row
     if split == "train":
@@ -357,29 +356,24 @@ def _tfds(name, split, data_dir, download):
     return list(attributes), splits[split].num_examples, read
 
 
-class Batches(batches.EveryOnce):
+def make_batches(images, batch_size, seed=0, mirror=False):
     """Batches of images and attributes.
 
     Args:
         images: An `AttributedImages`.
         batch_size: Int.
-        steps: Int, the batches of an epoch.
         seed: Int.
         mirror: Boolean. Whether to mirror about half of the images.
 
     Returns:
-        As items tuples of float32 arrays: images in [-1, 1], `(batch_size,
-        size, size, 3)`, and attributes of 0 and 1, `(batch_size, number)`.
+        A `batches.Batches` of pairs of float32 arrays: images in [-1, 1],
+        `(batch_size, size, size, 3)`, and attributes of 0 and 1,
+        `(batch_size, number)`.
     """
-
-    def __init__(self, images, batch_size, steps, seed=0, mirror=False):
-        super().__init__(len(images), batch_size, steps, seed)
-        self.images = images
-        self.mirror = mirror
-
-    def __getitem__(self, index):
-        chosen, mirrored = self.drawn(index)
-        pixels = self.images.images[chosen]
-        if self.mirror:
-            batches.mirror(pixels, mirrored)
-        return to_float(pixels), self.images.attributes[chosen]
+    return batches.Batches(
+        [images.images, images.attributes],
+        batch_size,
+        seed,
+        mirror,
+        lambda pixels, values: (batches.to_float(pixels), values),
+    )

@@ -1,93 +1,89 @@
 """Batches that depend on nothing but the data, the settings and a number."""
 
+import itertools
+
 import keras
 import numpy as np
 
 
-class Numbered(keras.utils.PyDataset):
-    """Batches that are counted through all epochs.
-
-    A training that is resumed at an epoch gets the batches that it would have
-    got. For that `fit` needs `callbacks=[batches.follow(), ...]`, which tells
-    the epoch, and `shuffle=False`, or it shuffles an epoch's steps.
-
-    Args:
-        steps: Int, the batches of an epoch.
-    """
-
-    def __init__(self, steps):
-        super().__init__()
-        self.steps = steps
-        self.epoch = 0
-
-    def __len__(self):
-        return self.steps
-
-    def number(self, index):
-        """The number of a batch, by its index in the epoch."""
-        return self.epoch * self.steps + index
-
-    def follow(self):
-        """The callback by which the epoch of `fit` becomes that of the batches.
-
-        Keras begins and ends epochs of a `PyDataset` more often than it
-        trains, on each backend in another way.
-        """
-
-        def set_epoch(epoch, logs=None):
-            self.epoch = epoch
-
-        return keras.callbacks.LambdaCallback(on_epoch_begin=set_epoch)
-
-
-class EveryOnce(Numbered):
+class Batches:
     """Batches that take every example once in each pass through the data.
 
-    A batch may begin in one pass and end in the next.
+    They are numbered through all epochs, so that a training that is resumed
+    gets those that it would have got. A batch may begin in one pass and end
+    in the next.
 
     Args:
-        count: Int, how many examples there are.
-        batch_size: Int, which may be larger than that.
-        steps: Int, the batches of an epoch.
+        arrays: Arrays `(count, ...)` that belong together.
+        batch_size: Int, which may be larger than `count`.
         seed: Int.
+        mirror: Boolean, whether to mirror about half of what has a width.
+        prepare: Callable from what is drawn of the arrays to the batch.
+
+    Returns:
+        As item `k`, by a number that counts through all epochs, the tuple of
+        arrays of that batch.
     """
 
-    def __init__(self, count, batch_size, steps, seed=0):
-        super().__init__(steps)
-        self.count = count
+    def __init__(self, arrays, batch_size, seed=0, mirror=False, prepare=None):
+        self.arrays = tuple(arrays)
         self.batch_size = batch_size
         self.seed = seed
+        self.mirror = mirror
+        self.prepare = prepare
 
-    def drawn(self, index):
-        """What is in a batch.
+    def __getitem__(self, number):
+        count = len(self.arrays[0])
+        start = number * self.batch_size
+        first, offset = divmod(start, count)
+        last = (start + self.batch_size - 1) // count
+        passes = [self._pass(k, count) for k in range(first, last + 1)]
+        taken = slice(offset, offset + self.batch_size)
+        chosen, mirrored = (np.concatenate(x)[taken] for x in zip(*passes))
+        batch = [array[chosen] for array in self.arrays]
+        if self.mirror:
+            for x in batch:
+                if x.ndim > 2:
+                    x[mirrored] = x[mirrored, :, ::-1]
+        return tuple(self.prepare(*batch) if self.prepare else batch)
+
+    def _pass(self, number, count):
+        rng = np.random.default_rng((self.seed, number))
+        return rng.permutation(count), rng.integers(2, size=count) == 1
+
+    def feed(self, start, stop):
+        """The batches from one number to another, as `fit` takes them.
 
         Args:
-            index: Int, its index in the epoch.
+            start: Int. To leave batches out costs no time.
+            stop: Int, the number of the first batch that is not needed.
 
         Returns:
-            Two arrays `(batch_size,)`: ints, which examples, and booleans,
-            about half of them true: which of these to mirror.
+            A `tf.data.Dataset` of static shapes on TensorFlow, else a
+            generator.
         """
-        start = self.number(index) * self.batch_size
-        first, offset = divmod(start, self.count)
-        last = (start + self.batch_size - 1) // self.count
-        passes = [self._pass(number) for number in range(first, last + 1)]
-        taken = slice(offset, offset + self.batch_size)
-        return [np.concatenate(part)[taken] for part in zip(*passes)]
+        if keras.config.backend() != "tensorflow":
+            # One more than is needed costs nothing, and `fit` may look ahead.
+            return (self[number] for number in itertools.count(start))
+        import tensorflow as tf
 
-    def _pass(self, number):
-        rng = np.random.default_rng((self.seed, number))
-        return (
-            rng.permutation(self.count),
-            rng.integers(2, size=self.count) == 1,
-        )
+        first = self[start]
+        dtypes = [x.dtype for x in first]
+
+        def draw(number):
+            batch = tf.numpy_function(
+                lambda k: self[int(k)], [number], dtypes, stateful=False
+            )
+            for x, y in zip(batch, first):
+                x.set_shape(y.shape)
+            return tuple(batch)
+
+        # No more than is trained on: threads that are still in Python when
+        # the process ends may hang it.
+        dataset = tf.data.Dataset.range(start, stop)
+        return dataset.map(draw).prefetch(tf.data.AUTOTUNE)
 
 
-def mirror(images, mirrored):
-    """Mirrors some images left to right, in place.
-
-    Args:
-        images: Array `(n, height, width, channels)`.
-        mirrored: Boolean array `(n,)`.
-    """
-    images[mirrored] = images[mirrored, :, ::-1]
+def to_float(images):
+    """uint8 to float32 in [-1, 1]."""
+    return images.astype("float32") / np.float32(127.5) - np.float32(1.0)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from PIL import Image, ImageDraw
 
-from experiments import photographs, upscaling
+from experiments import batches, upscaling
 from keras_san import callbacks
 from keras_san.metrics import image_quality
 from keras_san.metrics.resizing import imresize
@@ -44,7 +44,7 @@ def evaluate(pairs, models, crop, niqe_model=None):
     made = {"bicubic": [imresize(low, pairs.scale) for low in pairs.small]}
     for name, model in models.items():
         made[name] = [
-            upscaling.enlarge(model, photographs.to_float(low))
+            upscaling.enlarge(model, batches.to_float(low))
             for low in pairs.small
         ]
     made["truth"] = pairs.large

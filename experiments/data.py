@@ -1,11 +1,10 @@
-"""Images by name, in memory, and endless batches that can be resumed."""
+"""Images by name, in memory."""
 
 import contextlib
 import dataclasses
 import glob
 import os
 
-import keras
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -38,7 +37,7 @@ class Images:
         return len(self.images)
 
 
-def load(name="digits", split=None, resize=None, data_dir=None, download=False):
+def load(name="digits", split=None, size=None, data_dir=None, download=False):
     """Reads a whole dataset into memory.
 
     Transparent pixels turn white, 16 bits per channel turn into 8, and a
@@ -54,7 +53,7 @@ def load(name="digits", split=None, resize=None, data_dir=None, download=False):
         split: String, as tensorflow-datasets writes it, for instance
             `"train[:1000]"`. Digits and folders have `"train"` only. `None`
             stands for `"train"`, and for `"unlabelled"` in `"stl10"`.
-        resize: Int `N`: the central square of each image, resized to N x N by
+        size: Int `N`: the central square of each image, resized to N x N by
             PIL's bicubic filter, or for `"stl10"` by its bilinear one. `None`
             stands for 16 in `"digits"`, which have 8 x 8 pixels, for 48 in
             `"stl10"`, whose images have 96 x 96, and leaves those of other
@@ -73,16 +72,16 @@ def load(name="digits", split=None, resize=None, data_dir=None, download=False):
             files of tensorflow-datasets are missing or damaged.
     """
     name = os.fspath(name)
-    if resize is not None and resize < 1:
+    if size is not None and size < 1:
         raise ValueError(
-            f"`resize` must be a positive integer. Received: resize={resize}"
+            f"`size` must be a positive integer. Received: size={size}"
         )
     folder = name != "digits" and os.path.isdir(name)
     # tensorflow-datasets takes a version too, as in "stl10:1.0.0".
     known = None if folder else name.partition(":")[0]
     defaults = _DEFAULTS.get(known, _DEFAULTS_OF_OTHERS)
     split = defaults[0] if split is None else split
-    resize = defaults[1] if resize is None else resize
+    size = defaults[1] if size is None else size
     if not folder and name != "digits":
         items, num_classes = _tfds(name, split, data_dir, download)
     elif split != "train":
@@ -97,15 +96,15 @@ def load(name="digits", split=None, resize=None, data_dir=None, download=False):
 
     arrays, labels, first = [], [], None
     for where, image, label in items:
-        if resize:
-            image = ImageOps.fit(image, (resize, resize), defaults[2])
-        size = f"{image.width} x {image.height}"
-        first = first or (where, size)
-        if size != first[1]:
+        if size:
+            image = ImageOps.fit(image, (size, size), defaults[2])
+        found = f"{image.width} x {image.height}"
+        first = first or (where, found)
+        if found != first[1]:
             raise ValueError(
-                "All images must have one size. Pass `--resize N` to crop and "
+                "All images must have one size. Pass `--size N` to crop and "
                 f"resize them to N x N. Received: name={name!r}, where "
-                f"{first[0]} has {first[1]} pixels and {where} has {size}"
+                f"{first[0]} has {first[1]} pixels and {where} has {found}"
             )
         arrays.append(np.atleast_3d(np.asarray(image)))
         labels.append(label)
@@ -123,97 +122,6 @@ def load(name="digits", split=None, resize=None, data_dir=None, download=False):
         return Images(name, np.stack(arrays))
     return Images(
         name, np.stack(arrays), np.array(labels, "int32"), num_classes
-    )
-
-
-def batches(images, batch_size, seed=0, start_step=0, with_labels=False):
-    """Draws batches without end, every image once an epoch.
-
-    Batch `k` depends on nothing but `images`, `batch_size`, `seed` and `k`.
-    A run that is resumed at step `k` gets the batches that it would have
-    got. A batch may begin in one epoch and end in the next.
-
-    Args:
-        images: An `Images`.
-        batch_size: Int.
-        seed: Int.
-        start_step: Int. The number of batches to leave out; it costs no time.
-        with_labels: Boolean. Whether to draw pairs `(images, labels)`.
-
-    Returns:
-        What `fit` takes on the backend in use: a `tf.data.Dataset` on
-        TensorFlow, else a generator of arrays. Either of tuples `(images,)`,
-        float32 `(batch_size, height, width, channels)` in [-1, 1], or
-        `(images, labels)` with int32 labels `(batch_size,)`.
-
-    Raises:
-        ValueError: if there are fewer images than a batch needs, or no
-            labels where they are asked for.
-    """
-    count = len(images)
-    if not 1 <= batch_size <= count:
-        raise ValueError(
-            "`batch_size` must be from 1 to the number of images. Pass a "
-            f"smaller batch or more images. Received: batch_size={batch_size} "
-            f"with the {count} images of {images.name!r}"
-        )
-    if with_labels and images.labels is None:
-        raise ValueError(
-            "These images have no labels. Sort the files into one sub-folder "
-            "a class, choose another dataset or split, or train without "
-            f"labels. Received: with_labels=True with {images.name!r}"
-        )
-
-    epoch, offset = divmod(start_step * batch_size, count)
-    arrays = (images.images, *((images.labels,) if with_labels else ()))
-    if keras.config.backend() == "tensorflow":
-        return _tensorflow_batches(arrays, batch_size, seed, epoch, offset)
-    return _numpy_batches(arrays, batch_size, seed, epoch, offset)
-
-
-def _numpy_batches(arrays, batch_size, seed, epoch, offset):
-    def order():
-        rng = np.random.default_rng((seed, epoch))
-        return rng.permutation(len(arrays[0]))
-
-    waiting = order()[offset:]
-    while True:
-        if len(waiting) < batch_size:
-            epoch += 1
-            waiting = np.concatenate([waiting, order()])
-        indices, waiting = np.split(waiting, [batch_size])
-        pixels, *labels = (array[indices] for array in arrays)
-        yield pixels.astype("float32") / np.float32(127.5) - 1, *labels
-
-
-def _tensorflow_batches(arrays, batch_size, seed, epoch, offset):
-    # Not the generator above inside of a dataset: it would give no static
-    # shapes, nor run beside a remote TPU, and threads that are still in
-    # Python when the process ends may hang it.
-    import tensorflow as tf
-
-    # Where there is a GPU, a dataset would by default be copied there.
-    with tf.device("CPU"):
-        arrays = tuple(tf.constant(array) for array in arrays)
-
-    def order(epoch):
-        return tf.random.experimental.stateless_shuffle(
-            tf.range(len(arrays[0])), seed=(seed, epoch)
-        )
-
-    def take(indices):
-        pixels, *labels = (tf.gather(array, indices) for array in arrays)
-        return tf.cast(pixels, tf.float32) / 127.5 - 1.0, *labels
-
-    # Only indices are shuffled, counted and left out; pixels come last.
-    return (
-        tf.data.Dataset.counter(epoch)
-        .map(order)
-        .unbatch()
-        .skip(offset)
-        .batch(batch_size, drop_remainder=True)
-        .map(take, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
     )
 
 

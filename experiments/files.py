@@ -52,6 +52,8 @@ def save(image, path, **settings):
 
 def _jobs(paths, output, force, endings):
     """Pairs of files: what to read, and what to write."""
+    if not paths:
+        raise ValueError("Pass files or folders. Received: none")
     jobs = []
     for path in paths:
         if os.path.isdir(path):

@@ -254,16 +254,14 @@ def _tfds(name, split, data_dir, download):
         )
 
 
-class Crops(batches.Numbered):
+class Crops(batches.Batches):
     """Batches of crops at random places of random photographs, half mirrored.
 
     Args:
         pairs: A `Pairs`.
         crop: Int, the height and width of the small crops.
         batch_size: Int.
-        steps: Int, the batches of an epoch.
         seed: Int.
-        before: Int, the epochs of other trainings that came before.
 
     Returns:
         As items tuples `(small, large)` of float32 arrays in [-1, 1],
@@ -273,8 +271,8 @@ class Crops(batches.Numbered):
         ValueError: if a photograph is smaller than a crop.
     """
 
-    def __init__(self, pairs, crop, batch_size, steps, seed=0, before=0):
-        super().__init__(steps)
+    def __init__(self, pairs, crop, batch_size, seed=0):
+        super().__init__([pairs.small, pairs.large], batch_size, seed)
         for name, low in zip(pairs.names, pairs.small):
             if min(low.shape[:2]) < crop:
                 raise ValueError(
@@ -283,37 +281,24 @@ class Crops(batches.Numbered):
                     f"this one out. Received: {name!r} with {low.shape[1]} x "
                     f"{low.shape[0]} pixels"
                 )
-        self.pairs = pairs
         self.crop = crop
-        self.batch_size = batch_size
-        self.seed = seed
-        self.before = before
+        self.scale = pairs.scale
 
-    def __getitem__(self, index):
-        step = self.before * self.steps + self.number(index)
-        rng = np.random.default_rng((self.seed, step))
-        pairs, scale = self.pairs, self.pairs.scale
-        size = self.batch_size, self.crop, self.crop, 3
-        small = np.empty(size, "uint8")
-        large = np.empty(
-            [n * f for n, f in zip(size, (1, scale, scale, 1))], "uint8"
-        )
-        for i in range(self.batch_size):
-            chosen = rng.integers(len(pairs))
-            low, high = pairs.small[chosen], pairs.large[chosen]
-            y, x = (rng.integers(n - self.crop + 1) for n in low.shape[:2])
+    def __getitem__(self, number):
+        rng = np.random.default_rng((self.seed, number))
+        crop, scale = self.crop, self.scale
+        small, large = [], []
+        for _ in range(self.batch_size):
+            chosen = rng.integers(len(self.arrays[0]))
+            low, high = (images[chosen] for images in self.arrays)
+            y, x = (rng.integers(n - crop + 1) for n in low.shape[:2])
             step_x = rng.choice((1, -1))
-            small[i] = _window(low, y, x, self.crop)[:, ::step_x]
-            large[i] = _window(high, y * scale, x * scale, self.crop * scale)[
-                :, ::step_x
-            ]
-        return to_float(small), to_float(large)
+            small.append(_window(low, y, x, crop)[:, ::step_x])
+            large.append(
+                _window(high, y * scale, x * scale, crop * scale)[:, ::step_x]
+            )
+        return tuple(batches.to_float(np.stack(x)) for x in (small, large))
 
 
 def _window(image, y, x, size):
     return image[y : y + size, x : x + size]
-
-
-def to_float(images):
-    """uint8 to float32 in [-1, 1]."""
-    return images.astype("float32") / np.float32(127.5) - np.float32(1.0)

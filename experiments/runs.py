@@ -1,12 +1,13 @@
 """Folders that runs leave, and the machines that they run on."""
 
-import argparse
 import contextlib
+import dataclasses
 import json
 import os
 
 import keras
 
+from experiments import training
 from keras_san import callbacks
 
 # What may change when a run is resumed: how long and where it trains.
@@ -24,55 +25,8 @@ _FREE = (
     "steps_per_execution",
 )
 
-
-def add_arguments(parser):
-    """Adds the arguments that all experiments share."""
-    add = parser.add_argument
-    add("--name", help="of the run; default: dataset and normalizer")
-    add("--output", default="runs", help="folder that holds all runs")
-    add(
-        "--resume",
-        action="store_true",
-        help="go on with a run that was interrupted, or, where no learning "
-        "rate falls by the length of the training, train it for longer",
-    )
-    add("--seed", type=int, default=0)
-    add(
-        "--precision",
-        default="float32",
-        choices=["float32", "mixed_float16", "mixed_bfloat16"],
-        help="dtype policy of both networks; norms stay float32",
-    )
-    add(
-        "--jit",
-        action="store_true",
-        help="compile with XLA; default: what Keras finds best, which is to do "
-        "so on JAX and on a single GPU",
-    )
-    add(
-        "--steps-per-execution",
-        type=int,
-        default=1,
-        help="steps from one return to Python to the next",
-    )
-    add(
-        "--strategy",
-        default="none",
-        choices=["none", *_STRATEGIES],
-        help="several devices: mirrored (one machine), multi_worker (as "
-        "TF_CONFIG says) and tpu on TensorFlow, data_parallel on JAX. The "
-        "batch is divided among them",
-    )
-
-
-class Help(argparse.HelpFormatter):
-    """Shows each default that there is."""
-
-    def _get_help_string(self, action):
-        text = action.help or ""
-        if action.default in (None, False, argparse.SUPPRESS):
-            return text
-        return f"{text} (default: %(default)s)"
+# What an evaluation looks at: it may pause or begin late, but stays the same.
+_EVALUATION = ("extractor", "samples", "tiles")
 
 
 def strategy_scope(name):
@@ -89,6 +43,11 @@ def strategy_scope(name):
     """
     if name == "none":
         return contextlib.nullcontext()
+    if name not in _STRATEGIES:
+        raise ValueError(
+            f"The strategies are {['none', *_STRATEGIES]}. Received: "
+            f"--strategy {name}"
+        )
     backend, make = _STRATEGIES[name]
     if keras.config.backend() != backend:
         raise ValueError(
@@ -144,44 +103,49 @@ _STRATEGIES = {
 
 
 class Run:
-    """The folder of one run.
+    """One training: its folder, and how it goes on.
 
     Args:
-        args: A namespace of all settings, with those of `add_arguments`.
+        settings: Those of a training.
+        extractor: What `training.find_extractor` found.
 
     Raises:
-        ValueError: if there is such a folder already, or, with `--resume`,
-            none of the same settings.
+        ValueError: if there is such a folder already, or, to resume, none of
+            the same settings.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.folder = os.path.join(args.output, args.name)
+    def __init__(self, settings, extractor=None):
+        self.settings = settings
+        self.folder = os.path.join(settings.output, settings.run_name)
         self.checkpoint = callbacks.Checkpoint(self.path("checkpoint"))
-        if not args.resume:
-            if os.path.exists(self.folder):
-                raise ValueError(
-                    f"The folder '{self.folder}' exists from another run, and "
-                    "nothing in it will be overwritten. Pass --name with "
-                    "another name, or --resume to go on with it. Received: "
-                    f"--name {args.name}"
-                )
-            return
-        path = self.path("settings.json")
+        self.finished = self.checkpoint.finished_epochs()
+        self.record = _record(settings, extractor)
+        if settings.resume:
+            self._compare()
+        elif os.path.exists(self.folder):
+            raise ValueError(
+                f"The folder '{self.folder}' exists from another run, and "
+                "nothing in it will be overwritten. Pass --name with "
+                "another name, or --resume to go on with it. Received: "
+                f"--name {settings.run_name}"
+            )
+
+    def _compare(self):
+        """Raises a `ValueError` unless the run began as it is to go on."""
+        path, now = self.path("settings.json"), self.record
         if not os.path.exists(path):
             raise ValueError(
                 f"There is no run to resume: '{path}' does not exist. Leave "
-                f"out --resume, or check --name. Received: --name {args.name}"
+                "out --resume, or check --name. Received: --name "
+                f"{self.settings.run_name}"
             )
         with open(path) as file:
             before = json.load(file)
-        # Evaluation may pause or begin late, but must stay the same.
-        for name in ("extractor", "samples", "tiles"):
-            if getattr(args, name, None) is None:
-                setattr(args, name, before.get(name))
+        for name in {*_EVALUATION} & {*now}:
+            if now[name] is None:
+                now[name] = before.get(name)
             if before.get(name) is None:
-                before[name] = getattr(args, name)
-        now = self.settings()
+                before[name] = now[name]
         differing = {
             name: f"{before.get(name)} -> {now.get(name)}"
             for name in sorted({*before, *now})
@@ -200,17 +164,158 @@ class Run:
         """The path of a file in the folder."""
         return os.path.join(self.folder, *names)
 
-    def settings(self):
-        """What must stay the same when the run is resumed."""
-        free = set(_FREE)
-        # A learning rate that falls to 0 at the end falls by their number.
-        if getattr(self.args, "decay", "none") != "none":
-            free.remove("epochs")
-        return {k: v for k, v in vars(self.args).items() if k not in free}
+    def build(self, scope, make):
+        """Builds and restores what is trained.
+
+        Args:
+            scope: What `strategy_scope` returned.
+            make: Callable that returns a compiled GAN.
+
+        Returns:
+            What it returned, in the state of the checkpoint if there is one.
+        """
+        keras.utils.set_random_seed(self.settings.seed)
+        keras.config.set_dtype_policy(self.settings.precision)
+        with scope:
+            gan = make()
+            self.checkpoint.restore(gan)
+        return gan
 
     def begin(self):
         """Makes the folder. Call it once nothing can be wrong any more."""
         os.makedirs(self.folder, exist_ok=True)
-        with open(self.path("settings.json.new"), "w") as file:
-            json.dump(self.settings(), file, indent=1)
-        os.replace(self.path("settings.json.new"), self.path("settings.json"))
+        self.write("settings.json", self.record)
+
+    def write(self, name, values):
+        """Writes a JSON file, whole or not at all."""
+        with open(self.path(f"{name}.new"), "w") as file:
+            json.dump(values, file, indent=1)
+        os.replace(self.path(f"{name}.new"), self.path(name))
+
+    def callbacks(self, grid):
+        """Callbacks that report, draw and save after each epoch.
+
+        Args:
+            grid: That which draws, and has the picture as `latest`.
+        """
+        return [
+            callbacks.Progress(),
+            grid,
+            callbacks.TrainingLog(self.folder),
+            callbacks.TensorBoard(
+                self.path("tensorboard"), picture=lambda model: grid.latest
+            ),
+            # Last: what it has saved, the others have seen.
+            self.checkpoint,
+        ]
+
+    def fit(self, gan, batches, shown, before=0):
+        """Trains to the end, from where the run was left.
+
+        Args:
+            gan: What `build` returned.
+            batches: A `batches.Batches`.
+            shown: List of callbacks.
+            before: Int, the epochs of another training that took batches.
+        """
+        epochs = self.settings.epochs, self.settings.steps_per_epoch
+        fit(gan, batches, shown, self.finished, *epochs, before)
+
+    def export(self, network):
+        """Writes a SavedModel, where TensorFlow is installed."""
+        path = self.path("generator")
+        try:
+            network.export(path, verbose=False)
+            print(f"The generator is a SavedModel in {path}")
+        except ImportError as error:  # On JAX without TensorFlow.
+            print(f"There is no SavedModel of the generator: {error}")
+
+
+def fit(model, batches, shown, finished, epochs, steps, before=0):
+    """Trains a model from one epoch to another.
+
+    Args:
+        model: A compiled model.
+        batches: A `batches.Batches`.
+        shown: List of callbacks.
+        finished: Int, the epochs that are behind it.
+        epochs: Int, its last epoch.
+        steps: Int, those of an epoch.
+        before: Int, the epochs of another training that took batches.
+    """
+    model.fit(
+        batches.feed((before + finished) * steps, (before + epochs) * steps),
+        epochs=epochs,
+        initial_epoch=finished,
+        steps_per_epoch=steps,
+        shuffle=False,
+        verbose=0,
+        callbacks=shown,
+    )
+
+
+def _record(settings, extractor):
+    """What must stay the same when a run is resumed, as JSON has it."""
+    record = dataclasses.asdict(settings)
+    record["name"] = settings.run_name
+    if "extractor" in record:
+        record["extractor"] = training.extractor_name(extractor)
+        if extractor is None:
+            record.update(dict.fromkeys({*_EVALUATION} & {*record}))
+    free = {*_FREE}
+    if training.falls(settings):
+        # A learning rate that falls to 0 at the end falls by their number.
+        free.remove("epochs")
+    record = {k: v for k, v in record.items() if k not in free}
+    return json.loads(json.dumps(record))
+
+
+def read_json(folder, name):
+    """What a training has written beside its network, or a `ValueError`."""
+    path = os.path.join(folder, name)
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            "A training leaves a file beside its network that tells what that "
+            f"was trained on. Received: {path!r} ({error})"
+        ) from error
+
+
+def load_network(path, example):
+    """A generator from a file.
+
+    Args:
+        path: String.
+        example: String, the name of the experiment that trains such.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: if there is none in the file.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(
+            "There is no such file. Train a network first, by `python -m "
+            f"experiments.{example} train`, or say where one is. "
+            f"Received: {path!r}"
+        )
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(
+            "The file holds no Keras model. Pass the generator.keras of a "
+            f"run. Received: {path!r} ({reason})"
+        ) from error
+
+
+def save_network(network, path):
+    """Saves a network without what trained it, whole or not at all."""
+    alone = keras.models.clone_model(network)
+    alone.set_weights(network.get_weights())
+    stem, ending = os.path.splitext(path)
+    alone.save(f"{stem}.new{ending}")
+    os.replace(f"{stem}.new{ending}", path)

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from PIL import Image, ImageFilter
 
-from experiments import batches, data, label_maps, photographs
+from experiments import batches, data, label_maps
 from keras_san.checks import check_count
 
 # Of scikit-image's bundled images, the photographs in colour of what an eye
@@ -453,28 +453,25 @@ def _tfds(name, split, num_classes, data_dir, download):
     return num_classes, scenes()
 
 
-class Batches(batches.EveryOnce):
+def make_batches(scenes, batch_size, seed=0):
     """Batches of label maps and images, about half of them mirrored.
 
     Args:
         scenes: A `Scenes`.
         batch_size: Int.
-        steps: Int, the batches of an epoch.
         seed: Int.
 
     Returns:
-        As items tuples `(maps, images)`: uint8 of 0 and 1 `(batch_size,
-        height, width, map_channels)`, see `Scenes.maps`, and float32
-        `(batch_size, height, width, 3)` in [-1, 1].
+        A `batches.Batches` of pairs `(maps, images)`: uint8 of 0 and 1
+        `(batch_size, height, width, map_channels)`, see `Scenes.maps`, and
+        float32 `(batch_size, height, width, 3)` in [-1, 1].
     """
 
-    def __init__(self, scenes, batch_size, steps, seed=0):
-        super().__init__(len(scenes), batch_size, steps, seed)
-        self.scenes = scenes
+    def prepare(images, labels, edges=None):
+        maps = label_maps.one_hot(labels, scenes.num_classes, edges)
+        return maps, batches.to_float(images)
 
-    def __getitem__(self, index):
-        chosen, mirrored = self.drawn(index)
-        maps, images = self.scenes.maps(chosen), self.scenes.images[chosen]
-        batches.mirror(maps, mirrored)
-        batches.mirror(images, mirrored)
-        return maps, photographs.to_float(images)
+    arrays = [scenes.images, scenes.labels]
+    if scenes.edges is not None:
+        arrays.append(scenes.edges)
+    return batches.Batches(arrays, batch_size, seed, True, prepare)

@@ -2,7 +2,6 @@
 
 import os
 import runpy
-import subprocess
 import sys
 import threading
 import warnings
@@ -118,15 +117,14 @@ def run_children_here(patch):
         patch: A `pytest.MonkeyPatch`.
 
     Returns:
-        A list, which fills with the command of each training.
+        A list, which fills with the settings of each training.
     """
-    from experiments import image_generation
+    from experiments import image_generation, settings
     from tools import judge
 
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    commands, lock = [], threading.Lock()
+    trained, lock = [], threading.Lock()
 
-    def make_judge(arguments):
+    def make_judge(args):
         fit = keras.Model.fit
 
         def fit_few(self, x, y, epochs, **kwargs):
@@ -134,31 +132,24 @@ def run_children_here(patch):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(keras.Model, "fit", fit_few)
-            judge.main(arguments)
+            judge.run(args)
 
-    def run(command, env=None, check=False):
+    def run(function, args):
         with lock:
-            commands.append(command)
-            assert command[0] == sys.executable
+            trained.append(args)
             keras.utils.clear_session(free_memory=False)
-            if command[1] == "-m":
-                assert command[2] == "experiments.image_generation"
-                assert root in env["PYTHONPATH"].split(os.pathsep)
-                main, arguments = image_generation.main, command[3:]
-            else:
-                assert os.path.samefile(command[1], judge.__file__)
-                main, arguments = make_judge, command[2:]
-            status = 0
             try:
-                main(arguments)
+                if function.__module__ == image_generation.__name__:
+                    function(args)
+                else:
+                    make_judge(args)
             except (ValueError, OSError) as error:
                 print(f"error: {error}")
-                status = 1
-                assert not check
-            return subprocess.CompletedProcess(command, status)
+                return False
+            return True
 
-    patch.setattr(subprocess, "run", run)
-    return commands
+    patch.setattr(settings, "in_a_process", run)
+    return trained
 
 
 def to_numpy(x):

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments import data
+from experiments.batches import Batches, to_float
 
 RNG = np.random.default_rng(0)
 
@@ -20,22 +21,6 @@ def noise(*shape):
 def save(path, array, **kwargs):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **kwargs)
-
-
-def numbered(count):
-    """Images whose pixels are their own index."""
-    images = np.arange(count, dtype="uint8")[:, None, None, None]
-    images = np.broadcast_to(images, (count, 2, 3, 1))
-    return data.Images("numbered", images, np.arange(count, dtype="int32"), 10)
-
-
-def drawn(dataset, steps):
-    """The indices that `steps` batches of `numbered` images hold."""
-    batches = itertools.islice(dataset, steps)
-    return [
-        np.rint((images[:, 0, 0, 0] + 1) * 127.5).tolist()
-        for images, *_ in batches
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +78,6 @@ COLOURS = noise(3, 4, 6, 3)
 STL10 = noise(3, 96, 96, 3)
 
 
-ORDER = {
-    "tensorflow": [[0, 3, 2], [5, 1, 4]],
-    "jax": [[2, 5, 4], [1, 3, 0]],
-}
-
-
 class TestDigits:
     def test_default(self):
         digits = data.load()
@@ -115,13 +94,13 @@ class TestDigits:
         assert digits.images[:, 0].max() == 0
 
     def test_an_enlarged_digit_is_smooth(self):
-        image = data.load(resize=32).images[0, :, :, 0].astype(int)
+        image = data.load(size=32).images[0, :, :, 0].astype(int)
         # Copying pixels would leave steps of up to 255.
         assert np.abs(np.diff(image, axis=0)).max() < 128
         assert np.abs(np.diff(image, axis=1)).max() < 128
 
-    def test_resize(self):
-        assert data.load(resize=24).images.shape == (1797, 24, 24, 1)
+    def test_size(self):
+        assert data.load(size=24).images.shape == (1797, 24, 24, 1)
 
     def test_a_folder_of_that_name_changes_nothing(self, tmp_path, monkeypatch):
         (tmp_path / "digits").mkdir()
@@ -152,10 +131,10 @@ class TestTensorflowDatasets:
         assert loaded.num_classes is None
 
     def test_mixed_sizes(self, data_dir):
-        message = "--resize N.*image 0 has 4 x 4 .*image 1 has 5 x 4"
+        message = "--size N.*image 0 has 4 x 4 .*image 1 has 5 x 4"
         with pytest.raises(ValueError, match=message):
             data.load("mixed", data_dir=data_dir)
-        loaded = data.load("mixed", resize=3, data_dir=data_dir)
+        loaded = data.load("mixed", size=3, data_dir=data_dir)
         assert loaded.images.shape == (2, 3, 3, 1)
 
     def test_a_folder_goes_first(self, data_dir, tmp_path, monkeypatch):
@@ -226,10 +205,10 @@ class TestSTL10:
         np.testing.assert_array_equal(loaded.labels, [9, 0, 7])
         assert loaded.num_classes == 10
 
-    def test_resize(self, data_dir):
-        loaded = data.load("stl10", resize=96, data_dir=data_dir)
+    def test_size(self, data_dir):
+        loaded = data.load("stl10", size=96, data_dir=data_dir)
         np.testing.assert_array_equal(loaded.images, STL10[1:])
-        loaded = data.load("stl10", "train", resize=24, data_dir=data_dir)
+        loaded = data.load("stl10", "train", size=24, data_dir=data_dir)
         assert loaded.images.shape == (3, 24, 24, 3)
 
     def test_labelled_and_unlabelled(self, data_dir):
@@ -444,7 +423,7 @@ class TestFolder:
         wide[:, 8:16] = 200
         save(tmp_path / "0.png", wide)
         save(tmp_path / "1.png", wide.T)
-        loaded = data.load(tmp_path, resize=4).images
+        loaded = data.load(tmp_path, size=4).images
         assert loaded.shape == (2, 4, 4, 1)
         # Bicubic weights let a little of what is beside it in.
         assert np.abs(loaded.astype(int) - 200).max() < 20
@@ -453,12 +432,12 @@ class TestFolder:
         checkers = 255 * (np.indices((64, 64)).sum(axis=0) % 2)
         for i in range(2):
             save(tmp_path / f"{i}.png", checkers.astype("uint8"))
-        inner = data.load(tmp_path, resize=8).images[:, 2:-2, 2:-2]
+        inner = data.load(tmp_path, size=8).images[:, 2:-2, 2:-2]
         assert np.abs(inner.astype(int) - 128).max() <= 2
 
-    def test_bad_resize(self):
-        with pytest.raises(ValueError, match="resize=0"):
-            data.load(resize=0)
+    def test_bad_size(self):
+        with pytest.raises(ValueError, match="size=0"):
+            data.load(size=0)
 
     def test_no_images(self, tmp_path):
         (tmp_path / "empty").mkdir()
@@ -475,10 +454,10 @@ class TestFolder:
         save(tmp_path / "0.png", noise(4, 6))
         save(tmp_path / "1.png", noise(4, 6))
         save(tmp_path / "a" / "2.png", noise(6, 4))
-        message = "--resize N.*0.png has 6 x 4 .*a/2.png has 4 x 6"
+        message = "--size N.*0.png has 6 x 4 .*a/2.png has 4 x 6"
         with pytest.raises(ValueError, match=message):
             data.load(tmp_path)
-        assert data.load(tmp_path, resize=4).images.shape == (3, 4, 4, 1)
+        assert data.load(tmp_path, size=4).images.shape == (3, 4, 4, 1)
 
     @pytest.mark.parametrize(
         ("name", "content"),
@@ -516,69 +495,60 @@ class TestFolder:
 class TestBatches:
     @pytest.fixture(params=["tensorflow", "jax"], autouse=True)
     def backend(self, request, monkeypatch):
-        """What `batches` is told; it computes nothing with a backend."""
+        """What `feed` is told; it computes nothing with a backend."""
         monkeypatch.setattr(keras.config, "backend", lambda: request.param)
         return request.param
 
     def test_shape_and_range(self, backend):
         images = np.arange(256, dtype="uint8").reshape(4, 8, 8, 1)
-        dataset = data.batches(data.Images("all values", images), 4)
+        made = Batches([images], 4, prepare=lambda x: (to_float(x),))
+        dataset = made.feed(0, 1)
         if backend == "tensorflow":  # They have to be static on a TPU.
             spec = tf.TensorSpec((4, 8, 8, 1), "float32")
             assert dataset.element_spec == (spec,)
         (batch,) = next(iter(dataset))
-        assert batch.dtype == "float32" and batch.shape == (4, 8, 8, 1)
         values = np.sort(np.ravel(batch))
         assert values[0] == -1 and values[-1] == 1
         np.testing.assert_allclose(values, np.linspace(-1, 1, 256), atol=1e-6)
 
-    def test_labels_belong_to_images(self):
-        dataset = data.batches(numbered(10), 4, with_labels=True)
-        for images, labels in itertools.islice(dataset, 8):
-            assert labels.dtype == "int32" and labels.shape == (4,)
-            indices = np.rint((images[:, 0, 0, 0] + 1) * 127.5)
-            np.testing.assert_array_equal(indices, labels)
+    @pytest.mark.parametrize("batch_size", [1, 7, 10, 13])
+    def test_feed(self, batch_size):
+        """From any number on, the batches of these numbers."""
+        made = Batches([np.arange(10), -np.arange(10)], batch_size)
+        for start in (0, 1, 24, 10**12):  # Counting so far would take hours.
+            drawn = itertools.islice(made.feed(start, start + 3), 3)
+            for number, batch in enumerate(drawn, start):
+                for x, y in zip(batch, made[number]):
+                    np.testing.assert_array_equal(x, y)
+                np.testing.assert_array_equal(batch[1], -np.array(batch[0]))
 
-    def test_each_image_once_an_epoch(self):
-        # Ten batches of seven make seven epochs of ten.
-        indices = drawn(data.batches(numbered(10), 7), 10)
-        epochs = np.reshape(indices, (7, 10))
-        np.testing.assert_array_equal(np.sort(epochs), [range(10)] * 7)
-        assert len({tuple(epoch) for epoch in epochs}) == 7
 
-    @pytest.mark.parametrize("batch_size", [1, 7, 10])
-    def test_start_step(self, batch_size):
-        images = numbered(10)
-        all_steps = drawn(data.batches(images, batch_size), 25)
-        for start in (1, 9, 24):
-            dataset = data.batches(images, batch_size, start_step=start)
-            assert drawn(dataset, 25 - start) == all_steps[start:]
+def test_each_example_once_in_each_pass():
+    # Ten batches of seven make seven passes of ten.
+    made = Batches([np.arange(10)], 7)
+    passes = np.reshape([made[number][0] for number in range(10)], (7, 10))
+    np.testing.assert_array_equal(np.sort(passes), [range(10)] * 7)
+    assert len({tuple(each) for each in passes}) == 7
 
-    def test_a_late_start_costs_nothing(self):
-        # Counting so far would take hours.
-        dataset = data.batches(numbered(10), 7, start_step=10**12)
-        assert len(drawn(dataset, 1)[0]) == 7
 
-    def test_seed(self):
-        images = numbered(50)
-        keras.utils.set_random_seed(1)
-        first = drawn(data.batches(images, 8, seed=1), 20)
-        keras.utils.set_random_seed(2)
-        assert drawn(data.batches(images, 8, seed=1), 20) == first
-        assert drawn(data.batches(images, 8, seed=2), 20) != first
+def test_the_seed_decides_on_the_order():
+    first = Batches([np.arange(50)], 8, seed=1)
+    np.random.default_rng(0).random()
+    np.testing.assert_array_equal(
+        first[5], Batches([np.arange(50)], 8, seed=1)[5]
+    )
+    assert np.any(first[5][0] != Batches([np.arange(50)], 8, seed=2)[5][0])
 
-    def test_order_stays_as_it_was_released(self, backend):
-        # A change here breaks the resumption of runs from before it.
-        order = drawn(data.batches(numbered(6), 3, seed=3), 2)
-        assert order == ORDER[backend]
 
-    @pytest.mark.parametrize("batch_size", [0, 11])
-    def test_bad_batch_size(self, batch_size):
-        message = f"batch_size={batch_size} with the 10 images of 'numbered'"
-        with pytest.raises(ValueError, match=message):
-            data.batches(numbered(10), batch_size)
-
-    def test_no_labels(self):
-        images = data.Images("bare", noise(4, 2, 2, 1))
-        with pytest.raises(ValueError, match="no labels.*'bare'"):
-            data.batches(images, 2, with_labels=True)
+def test_mirrored():
+    """About half of the examples, and whatever of them has a width."""
+    images, maps, labels = noise(60, 2, 3, 3), noise(60, 2, 3), np.arange(60)
+    mirrored = 0
+    made = Batches([images, maps, labels], 60, mirror=True)
+    for image, label_map, label in zip(*made[0]):
+        turned = np.any(image != images[label])
+        mirrored += turned
+        step = -1 if turned else 1
+        np.testing.assert_array_equal(image, images[label][:, ::step])
+        np.testing.assert_array_equal(label_map, maps[label][:, ::step])
+    assert 15 < mirrored < 45

@@ -282,7 +282,7 @@ np.savez(sys.argv[1], **results)
 # the training the first worker alone makes images and writes a file.
 WORKER = """
 import tensorflow as tf
-from experiments import data
+from experiments.batches import Batches, to_float
 
 path = sys.argv[1]
 strategy = None
@@ -291,13 +291,16 @@ if "TF_CONFIG" in os.environ:
     assert strategy.num_replicas_in_sync == 2
 
 pixels = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 2), "uint8")
-noise = data.Images("noise", pixels, np.arange(20, dtype="int32") % 3, 3)
+labels = np.arange(20, dtype="int32") % 3
+noise = Batches(
+    [pixels, labels], 8, seed=1, prepare=lambda x, y: (to_float(x), y)
+)
 
 # Each replica divides its own part of a batch among the critic's updates.
 order = [0, 1, 4, 5, 2, 3, 6, 7] if strategy is None else range(8)
 
-def batches(**settings):
-    return data.batches(noise, 8, seed=1, with_labels=True, **settings).map(
+def batches(start=0):
+    return noise.feed(start, start + 4).map(
         lambda *xs: tuple(tf.gather(x, list(order)) for x in xs)
     )
 
@@ -358,7 +361,7 @@ for name, (settings, inputs) in CASES.items():
         # By now the first worker has written its file.
         gan.load_weights(sys.argv[2])
         keep("loaded", gan)
-        gan.fit(batches(start_step=2), steps_per_epoch=2, verbose=0)
+        gan.fit(batches(2), steps_per_epoch=2, verbose=0)
         keep("resumed", gan)
 
 np.savez(path, **results)

@@ -1,30 +1,36 @@
+import dataclasses
 import json
 import os
 
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, images_of, run_module
+from helpers import BACKEND, run_module
 from PIL import Image
 
-from experiments import command_line, data, image_generation
-from keras_san import callbacks, losses, normalizers
+from experiments import batches, data, image_generation, training
+from keras_san import callbacks, losses, normalizers, regularizers
 
 pytestmark = [
     pytest.mark.skipif(
         BACKEND != "tensorflow",
-        reason="the example exports a SavedModel; run on tensorflow",
+        reason="the experiment exports a SavedModel; run on tensorflow",
     ),
     pytest.mark.usefixtures("quick"),
 ]
 
-SMALL = ["--width", "0.03", "--batch-size", "8", "--steps-per-epoch", "3"]
 
-
-def run(tmp_path, *arguments, epochs=1):
-    return image_generation.main(
-        [*SMALL, "--output", str(tmp_path), "--epochs", str(epochs), *arguments]
+def settings(output="", network="small", normalizer="san", **changes):
+    """Of a training of a step."""
+    small = {"width": 0.03, "batch_size": 8, "steps_per_epoch": 3, "epochs": 1}
+    return dataclasses.replace(
+        image_generation.preset(network, normalizer),
+        **{"output": str(output), **small, **changes},
     )
+
+
+def run(output, **changes):
+    return image_generation.run(settings(output, **changes))
 
 
 def images(size=16, channels=1, labelled=True):
@@ -37,9 +43,9 @@ def images(size=16, channels=1, labelled=True):
     )
 
 
-def made(*arguments, **kwargs):
-    args = image_generation.parse([*SMALL, *arguments])
-    return image_generation.make_gan(args, images(**kwargs))
+def made(network="small", normalizer="san", size=16, **changes):
+    args = settings("", network, normalizer, **changes)
+    return image_generation.make_gan(args, images(size))
 
 
 class TestNormalizers:
@@ -48,7 +54,6 @@ class TestNormalizers:
     @pytest.mark.parametrize(
         ("name", "form", "expected"),
         [
-            ("san", "divide", normalizers.SparsityAware),
             ("san", "project", normalizers.SparsityAware),
             ("sn", "project", normalizers.Spectral),
             ("ssn", "divide", normalizers.Spectral),
@@ -57,214 +62,277 @@ class TestNormalizers:
             ("conv_sn", "project", normalizers.ConvSpectral),
         ],
     )
-    def test_normalized(self, name, form, expected):
-        args = ["--normalizer", name, "--scale", "1.2", "--form", form]
-        args = image_generation.parse(args)
+    def test_that_divide(self, name, form, expected):
+        args = settings("", "small", name, scale=1.2, form=form)
         found = image_generation.critic_settings(args)["normalizer"]
         assert type(found) is expected
         assert (found.scale, found.form) == (1.2, form)
         assert args.loss == "hinge"
 
     def test_all_layers_are(self):
-        gan = made("--normalizer", "sn", "--scale", "1.2", "--padding", "same")
+        gan = made(normalizer="sn", scale=1.2, padding="same")
         layers = [layer for layer in gan.critic.layers if layer.weights]
         assert len(layers) == 8
         for layer in layers:
             assert type(layer.normalizer) is normalizers.Spectral
             assert layer.normalizer.scale == 1.2
-        assert isinstance(gan.loss_function, losses.Hinge)
         assert layers[0].get_config()["padding"] == "same"
-        layer = made().critic.layers[0]
-        assert layer.get_config()["padding"] == "circular"
-
-    def test_all_are_tested(self):
-        tested = ["san", "sn", "ssn", "bsn", "bssn", "conv_sn"]
-        tested += ["none", "wgan_gp", "clip", "weight_norm", "batch_norm"]
-        tested += ["layer_norm", "orthonormal"]
-        assert image_generation.NORMALIZERS == tested
 
     @pytest.mark.parametrize(
-        "name", ["none", "wgan_gp", "clip", "weight_norm", "orthonormal"]
+        ("name", "loss"),
+        [
+            ("none", losses.Hinge),
+            ("wgan_gp", losses.Wasserstein),
+            ("clip", losses.NonSaturating),
+            ("weight_norm", losses.NonSaturating),
+            ("orthonormal", losses.NonSaturating),
+        ],
     )
-    def test_baselines(self, name):
-        gan = made("--normalizer", name)
+    def test_baselines(self, name, loss):
+        gan = made(normalizer=name)
         kernels = [layer for layer in gan.critic.layers if layer.weights]
         assert len(kernels) == 8
         assert all(layer.normalizer is None for layer in kernels)
         penalized = name == "wgan_gp"
         assert isinstance(gan.penalty, losses.GradientPenalty) == penalized
         assert gan.critic_steps == (5 if penalized else 1)
-        loss = {"none": losses.Hinge, "wgan_gp": losses.Wasserstein}
-        assert type(gan.loss_function) is loss.get(name, losses.NonSaturating)
-        if name in ("clip", "weight_norm"):
-            gan.fit(images_of(8, 16, 16, 1), batch_size=8, verbose=0)
-        if name == "clip":
-            for layer in kernels:
-                assert np.abs(layer.kernel.numpy()).max() <= 0.01 * 1.0001
-        elif name == "weight_norm":
-            for layer in kernels:
-                kernel = layer.kernel.numpy()
-                kernel = kernel.reshape(-1, kernel.shape[-1])
-                norms = np.linalg.norm(kernel, axis=0)
-                np.testing.assert_allclose(norms, 1.0, rtol=1e-4)
-        elif name == "orthonormal":
-            assert len(gan.critic.losses) == 8
-            assert float(sum(gan.critic.losses)) < 0.01  # It starts there.
+        assert type(gan.loss_function) is loss
+        constraint = {
+            "clip": regularizers.Clip,
+            "weight_norm": regularizers.UnitFilters,
+        }.get(name, type(None))
+        assert isinstance(kernels[0].kernel.constraint, constraint)
+        assert bool(gan.critic.losses) == (name == "orthonormal")
 
     def test_norms_of_activations(self):
         for name in ("batch_norm", "layer_norm"):
-            layers = made("--normalizer", name).critic.layers
+            layers = made(normalizer=name).critic.layers
             assert len([x for x in layers if "norm" in x.name]) == 7
         with pytest.raises(ValueError, match="CNN's critic.*resnet"):
-            made("--normalizer", name, "--network", "resnet", size=32)
+            made("resnet", name, size=32)
 
-    def test_settings_that_would_do_nothing(self):
-        with pytest.raises(ValueError, match="'scale': 2.0.*clip"):
-            made("--normalizer", "clip", "--scale", "2")
-        for name in ("ssn", "bssn"):
-            with pytest.raises(ValueError, match=f"pass --scale.*{name}"):
-                made("--normalizer", name)
+    @pytest.mark.parametrize(
+        ("name", "changes", "message"),
+        [
+            ("clip", {"scale": 2.0}, "'scale': 2.0.*clip"),
+            ("ssn", {}, "pass --scale.*ssn"),
+            ("bssn", {}, "pass --scale.*bssn"),
+            ("sn", {"gain": 2.0}, "Only SAN.*2.0.*--normalizer sn"),
+            ("no", {}, "orthonormal.*--normalizer no"),
+        ],
+    )
+    def test_settings_that_would_do_nothing(self, name, changes, message):
+        with pytest.raises(ValueError, match=message):
+            made(normalizer=name, **changes)
 
     def test_initializer(self):
-        kernels = [
-            made(*arguments).critic.layers[0].kernel.numpy()
-            for arguments in ([], ["--initializer", "9"])
+        deviations = [
+            made(**changes).critic.layers[0].kernel.numpy().std()
+            for changes in ({}, {"initializer": "9"})
         ]
-        assert kernels[0].std() < 1.0 and 5.0 < kernels[1].std() < 15.0
+        assert deviations[0] < 1.0 and 5.0 < deviations[1] < 15.0
 
 
-class TestNetworks:
+class TestSettings:
     @pytest.mark.parametrize(
         ("network", "expected"),
         [
-            ("cnn", (1.0, 64, 2e-4, 0.5, 0.9, 1e-7, 1, 0.0, "none")),
-            ("resnet", (1.0, 64, 2e-4, 0.5, 0.9, 1e-7, 1, 0.0, "none")),
-            ("biggan", (1.0, 50, 2e-4, 0.5, 0.999, 1e-8, 4, 0.9999, "none")),
+            ("cnn", (1.0, 64, 2e-4, (0.5, 0.9), 1e-7, 1, 0.0)),
+            ("resnet", (1.0, 64, 2e-4, (0.5, 0.9), 1e-7, 1, 0.0)),
+            ("biggan", (1.0, 50, 2e-4, (0.5, 0.999), 1e-8, 4, 0.9999)),
         ],
     )
-    def test_defaults(self, network, expected):
+    def test_presets(self, network, expected):
         args = image_generation.parse(["--network", network])
         found = (
             args.width,
             args.batch_size,
             args.learning_rate,
-            args.beta_1,
-            args.beta_2,
+            args.betas,
             args.epsilon,
             args.critic_steps,
             args.ema,
-            args.decay,
         )
-        assert found == expected
+        assert found == expected and args.decay == 1.0
+        assert args == image_generation.preset(network)
 
-    def test_defaults_without_arguments(self):
-        found = vars(image_generation.parse([]))
-        expected = image_generation.NETWORKS["small"][2]
-        assert expected.items() <= found.items()
+    def test_command_line(self):
+        """A flag wins over the preset that another one asks for."""
+        args = image_generation.parse(
+            "--data a/cifar10/ --gain adaptive --ema 0.5 --betas 0 1 "
+            "--normalizer wgan_gp --network cnn".split()
+        )
+        expected = dataclasses.replace(
+            image_generation.preset("cnn", "wgan_gp"),
+            **{"data": "a/cifar10/", "gain": "adaptive", "ema": 0.5},
+            betas=(0.0, 1.0),
+        )
+        assert args == expected
+        assert args.run_name == "cifar10-cnn-wgan_gp"
+        assert image_generation.parse([]) == image_generation.SMALL
+        assert image_generation.SMALL.run_name == "digits-san"
 
-    def test_settings(self):
-        gan = made("--epsilon", "1e-5", "--beta-1", "0.25")
-        for adam in (gan.generator_optimizer, gan.critic_optimizer):
-            assert (adam.epsilon, adam.beta_1) == (1e-5, 0.25)
+    def test_help_fits_a_screen(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit):
+            image_generation.parse(["--network", "cnn", "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 50
+        # The defaults are those of the preset.
+        assert any("--epochs" in x and "625" in x for x in lines)
+
+    def test_optimizers(self):
+        gan = made(
+            epsilon=1e-5,
+            betas=(0.25, 0.5),
+            learning_rate=0.1,
+            critic_learning_rate=0.2,
+            critic_steps=2,
+            decay=0.0,
+        )
+        for adam, rate, updates in (
+            (gan.generator_optimizer, 0.1, 3),
+            (gan.critic_optimizer, 0.2, 6),
+        ):
+            assert (adam.epsilon, adam.beta_1, adam.beta_2) == (1e-5, 0.25, 0.5)
+            for part in (0, 1 / 3, 1):
+                adam.iterations.assign(round(part * updates))
+                np.testing.assert_allclose(
+                    float(adam.learning_rate), rate * (1 - part), atol=1e-7
+                )
         assert gan._compile_arguments["jit_compile"] == "auto"
         with pytest.warns(UserWarning, match="`jit_compile` cannot also"):
-            gan = made("--jit")
+            gan = made(jit=True)
         assert gan._compile_arguments["jit_compile"] is True
 
-    @pytest.mark.parametrize(
-        ("argument", "message"),
-        [
-            ("--critic-steps", "`critic_steps` must be an int >= 1"),
-            ("--batch-size", "`batch_size` must be an int >= 1"),
-            ("--samples", "`samples` must be an int >= 10"),
-        ],
-    )
-    def test_counts(self, argument, message):
-        with pytest.raises(ValueError, match=message):
-            image_generation.main(["--evaluate-every", "100", argument, "0"])
-
     def test_last_block(self):
-        few = made("--network", "resnet", size=48).critic.count_params()
-        all_ = made(
-            "--network", "resnet", "--last-block", size=48
-        ).critic.count_params()
-        assert all_ > 2 * few
+        few = made("resnet", size=48).critic.count_params()
+        every = made("resnet", size=48, last_block=True).critic.count_params()
+        assert every > 2 * few
         with pytest.raises(ValueError, match="--last-block with --network"):
-            made("--last-block")
+            made(last_block=True)
 
     def test_conditional(self, tmp_path):
-        gan = made("--network", "biggan", size=16)
+        gan = made("biggan")
         assert gan.num_classes == 5
         assert gan.generate(2, [0, 4]).shape == (2, 16, 16, 1)
-        for i in range(9):
-            Image.new("L", (16, 16)).save(tmp_path / f"{i}.png")
-        arguments = ["--network", "biggan", "--critic-steps", "1"]
+        args = settings("", "biggan", batch_size=2)
+        drawn = image_generation.make_batches(args, images())
+        pixels, labels = drawn[0]
+        assert pixels.shape == (8, 16, 16, 1) and labels.dtype == "int32"
+        for image, label in zip(pixels, labels):
+            found = np.abs(batches.to_float(images().images) - image)
+            found = found.max(axis=(1, 2, 3)).argmin()
+            assert images().labels[found] == label
         with pytest.raises(ValueError, match="no labels"):
-            run(tmp_path / "runs", "--dataset", str(tmp_path), *arguments)
+            image_generation.make_batches(args, images(labelled=False))
 
-    def test_decay(self):
-        args = image_generation.parse(
-            ["--decay", "linear", "--epochs", "4", "--steps-per-epoch", "5"]
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"critic_steps": 0}, "`critic_steps` must be an int >= 1"),
+            ({"batch_size": 0}, "`batch_size` must be an int >= 1"),
+            ({"samples": 5}, "samples=5"),
+            ({"evaluate_every": 4}, "--evaluate-every 4 with"),
+            ({"steps_per_execution": 2}, "--steps-per-epoch 3 with"),
+            ({"steps_per_epoch": 0}, "--steps-per-epoch 0 with"),
+            ({"learning_rate": -1.0}, ">= 0. Received: --learning-rate -1"),
+            ({"critic_learning_rate": np.inf}, "--critic-learning-rate inf"),
+            ({"decay": 1.5}, "from 0 to 1. Received: --decay 1.5"),
+            ({"halve_at": (0.5, 1.5)}, r"--halve-at.*\[0.5, 1.5\]"),
+            ({"ema": 1.0}, "--ema 1.0"),
+            ({"network": "vgg"}, "biggan.*--network vgg"),
+            ({"size": 20}, "multiple of 8"),
+            ({"batch_size": 4000}, "--batch-size 4000"),
+            ({"data": "tests"}, "cannot be read as an image.*tests"),
+            ({"strategy": "data_parallel"}, "variable KERAS_BACKEND=jax"),
+            ({"strategy": "tpu"}, "cannot be set up on this machine.*tpu"),
+            ({"strategy": "two"}, "multi_worker.*--strategy two"),
+        ],
+    )
+    def test_bad_ones_leave_no_folder(self, tmp_path, changes, message):
+        judge = judge_model(tmp_path / "judge.keras")
+        good = settings(
+            tmp_path / "runs", evaluate_every=3, extractor=str(judge)
         )
-        optimizer = image_generation.make_optimizer(args, updates_per_step=2)
-        rates = []
-        for step in (0, 20, 40):
-            optimizer.iterations.assign(step)
-            rates.append(float(optimizer.learning_rate))
-        expected = args.learning_rate * np.array([1.0, 0.5, 0.0])
-        np.testing.assert_allclose(rates, expected, atol=1e-9)
+        with pytest.raises(ValueError, match=message):
+            image_generation.run(dataclasses.replace(good, **changes))
+        assert not (tmp_path / "runs").exists()
+
+    def test_oblong_images(self, tmp_path):
+        for i in range(9):
+            Image.new("L", (16, 24)).save(tmp_path / f"{i}.png")
+        with pytest.raises(ValueError, match="images of 24x16"):
+            run(tmp_path / "runs", data=str(tmp_path))
+
+
+class TestDecay:
+    @pytest.mark.parametrize(
+        ("start", "halve_at", "expected"),
+        [
+            (0.5, (), {0: 0.2, 50: 0.2, 60: 0.16, 75: 0.1, 100: 0.0}),
+            (0.0, (), {0: 0.2, 1: 0.198, 50: 0.1, 99: 0.002, 100: 0.0}),
+            (0.9, (), {89: 0.2, 90: 0.2, 91: 0.18, 100: 0.0, 120: 0.0}),
+            (1.0, (0.5, 0.75), {50: 0.2, 51: 0.1, 75: 0.1, 76: 0.05}),
+            # Two of one step.
+            (1.0, (0.5, 0.501), {50: 0.2, 51: 0.05}),
+            (0.5, (0.5,), {50: 0.2, 75: 0.05}),
+        ],
+    )
+    def test_values(self, start, halve_at, expected):
+        decay = training.Decay(0.2, 100, start, halve_at)
+        adam = keras.optimizers.Adam(decay)
+        config = json.loads(
+            json.dumps(keras.saving.serialize_keras_object(adam))
+        )
+        for optimizer in (adam, keras.saving.deserialize_keras_object(config)):
+            for step, rate in expected.items():
+                optimizer.iterations.assign(step)
+                np.testing.assert_allclose(
+                    float(optimizer.learning_rate), rate, atol=1e-7
+                )
 
 
 class TestEvaluation:
     def test_every(self, tmp_path):
         judge = judge_model(tmp_path / "judge.keras")
-        arguments = ["--evaluate-every", "2", "--samples", "40"]
-        arguments += ["--steps-per-epoch", "1", "--extractor", str(judge)]
+        measured = {"evaluate_every": 2, "samples": 40, "epochs": 2}
+        args = settings(
+            tmp_path, name="a", steps_per_epoch=1, extractor=str(judge)
+        )
         with pytest.warns(UserWarning, match="covariance"):
-            run(tmp_path, "--name", "a", *arguments, epochs=2)
+            image_generation.run(dataclasses.replace(args, **measured))
         rows = callbacks.read_log(tmp_path / "a" / "log.csv")
         assert ["judge_fid" in row for row in rows] == [False, True]
         with open(tmp_path / "a" / "settings.json") as file:
             assert json.load(file)["extractor"] == "judge.keras"
         # Goes on without, but not with another one.
-        common = ["--name", "a", "--resume", "--output", str(tmp_path), *SMALL]
-        common += ["--steps-per-epoch", "1", "--epochs", "3"]
-        resumed, found = image_generation.open_run(
-            image_generation.parse(common)
-        )
+        args = dataclasses.replace(args, resume=True, epochs=3)
+        resumed, found = image_generation.open_run(args)
         assert found is None
         resumed.begin()
-        arguments[-1] = str(judge_model(tmp_path / "other.keras"))
+        other = str(judge_model(tmp_path / "other.keras"))
+        args = dataclasses.replace(args, **measured, extractor=other)
         with pytest.raises(ValueError, match="judge.keras -> other.keras"):
-            image_generation.main([*common, *arguments])
+            image_generation.run(args)
 
     def test_finds_a_judge(self, tmp_path):
-        args = ["--dataset", "x", "--data-dir", str(tmp_path / "tfds")]
-        args = image_generation.parse([*args, "--evaluate-every", "100"])
+        args = settings(
+            "", evaluate_every=3, data="x", data_dir=str(tmp_path / "tfds")
+        )
+
+        def find(**changes):
+            return training.find_extractor(dataclasses.replace(args, **changes))
+
         with pytest.raises(ValueError, match="pass --extractor.*x_judge.keras"):
-            command_line.find_extractor(args, args.dataset)
-        args.extractor = "inception"
+            find()
         with pytest.raises(ValueError, match="inception without --download"):
-            command_line.find_extractor(args, args.dataset)
-        args.extractor, args.download = None, True
-        assert command_line.find_extractor(args, args.dataset) == "inception"
+            find(extractor="inception")
+        assert find(download=True) == "inception"
         (tmp_path / "tfds").mkdir()
         (tmp_path / "x_judge.keras").touch()
-        found = command_line.find_extractor(args, args.dataset)
-        assert os.path.samefile(found, tmp_path / "x_judge.keras")
-
-    def test_bad_settings_leave_no_folder(self, tmp_path):
-        judge = judge_model(tmp_path / "judge.keras")
-        arguments = ["--evaluate-every", "3", "--extractor", str(judge)]
-        for bad, message in (
-            (["--samples", "5"], "samples=5"),
-            (["--evaluate-every", "4"], "--evaluate-every 4 with"),
-            (["--steps-per-execution", "2"], "--steps-per-epoch 3 with"),
-            (["--steps-per-epoch", "0"], "--steps-per-epoch 0 with"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                run(tmp_path / "runs", *arguments, *bad)
-        assert not (tmp_path / "runs").exists()
+        assert os.path.samefile(find(), tmp_path / "x_judge.keras")
+        assert find(evaluate_every=None) is None
 
 
 def judge_model(path):
@@ -278,19 +346,6 @@ def judge_model(path):
         ]
     ).save(path)
     return path
-
-
-@pytest.mark.parametrize(
-    ("strategy", "message"),
-    [
-        ("data_parallel", "environment variable KERAS_BACKEND=jax"),
-        ("tpu", "cannot be set up on this machine.*strategy tpu"),
-    ],
-)
-def test_devices_that_are_not_there(tmp_path, strategy, message):
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path, "--strategy", strategy)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_prepared_dataset_in_low_precision(tmp_path):
@@ -311,9 +366,12 @@ def test_a_prepared_dataset_in_low_precision(tmp_path):
         disable_shuffling=True,
     )
     gan = run(
-        *(tmp_path / "runs", "--dataset", "tiny", "--data-dir", str(tmp_path)),
-        *("--critic-steps", "2", "--precision", "mixed_bfloat16"),
-        *("--steps-per-execution", "3"),
+        tmp_path / "runs",
+        data="tiny",
+        data_dir=str(tmp_path),
+        critic_steps=2,
+        precision="mixed_bfloat16",
+        steps_per_execution=3,
     )
     assert gan.critic.layers[0].compute_dtype == "bfloat16"
     assert gan.critic.layers[0].normalizations[0].norm.dtype == "float32"
@@ -321,24 +379,6 @@ def test_a_prepared_dataset_in_low_precision(tmp_path):
     assert gan.generate(2).shape == (2, 16, 16, 3)
     assert int(gan.critic_optimizer.iterations.numpy()) == 6
     assert (tmp_path / "runs" / "tiny-san" / "samples.png").exists()
-
-
-def test_bad_data_leaves_no_folder(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for i in range(9):
-        path = tmp_path / "oblong" / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.new("L", (16, 24)).save(path)
-    out = tmp_path / "runs"
-    for bad, message in (
-        (["--dataset", str(tmp_path / "empty")], "holds no images"),
-        (["--dataset", str(tmp_path / "oblong")], "images of 24x16"),
-        (["--resize", "20"], "multiple of 8"),
-        (["--batch-size", "4000"], "--batch-size 4000"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run(out, *bad)
-        assert not out.exists()
 
 
 class Stop(BaseException):
@@ -358,24 +398,24 @@ def test_a_run_and_its_resumption(tmp_path, monkeypatch):
     photographs.mkdir()
     for i, array in enumerate(images(channels=3).images):
         Image.fromarray(array).save(photographs / f"{i:02}.png")
-    arguments = ["--dataset", str(photographs), "--steps-per-epoch", "2"]
-    run(tmp_path, *arguments, "--name", "whole", epochs=2)
+    changes = {"data": str(photographs), "steps_per_epoch": 2}
+    run(tmp_path, **changes, name="whole", epochs=2)
 
-    arguments += ["--name", "a"]
+    changes["name"] = "a"
     with pytest.raises(ValueError, match="no run to resume.*--name a"):
-        run(tmp_path, *arguments, "--resume")
-    run(tmp_path, *arguments)
+        run(tmp_path, **changes, resume=True)
+    run(tmp_path, **changes)
     finished = (tmp_path / "a" / "gan.keras").read_bytes()
-    arguments.append("--resume")
+    changes["resume"] = True
     with pytest.raises(ValueError, match="'normalizer': 'san -> sn'"):
-        run(tmp_path, *arguments, "--normalizer", "sn")
+        run(tmp_path, **changes, normalizer="sn")
     with monkeypatch.context() as patch:
         patch.setattr(callbacks, "TrainingLog", StoppingLog)
         with pytest.raises(Stop):
-            run(tmp_path, *arguments, epochs=2)
+            run(tmp_path, **changes, epochs=2)
     assert (tmp_path / "a" / "gan.keras").read_bytes() == finished
     keras.utils.set_random_seed(7)
-    run(tmp_path, *arguments, epochs=2)
+    run(tmp_path, **changes, epochs=2)
 
     whole, resumed = (
         callbacks.read_log(tmp_path / name / "log.csv")
@@ -399,27 +439,28 @@ def test_a_run_and_its_resumption(tmp_path, monkeypatch):
     path = photographs / "07.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="07.png"):
-        run(tmp_path, *arguments, epochs=3)
+        run(tmp_path, **changes, epochs=3)
     assert os.listdir(tmp_path / "a" / "checkpoint") == ["epoch_2.keras"]
 
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(ValueError, match="exists from another run.*mine"):
-        run(tmp_path, "--name", "mine")
+        run(tmp_path, name="mine")
     assert not list((tmp_path / "mine").iterdir())
 
 
-def test_a_rate_that_falls_to_zero_falls_once(tmp_path):
-    arguments = ["--decay", "linear", "--output", str(tmp_path), *SMALL]
-    args = image_generation.parse([*arguments, "--epochs", "1"])
+@pytest.mark.parametrize("falling", [{"decay": 0.5}, {"halve_at": (0.5,)}])
+def test_a_rate_that_falls_falls_once(tmp_path, falling):
+    args = settings(tmp_path, **falling)
     image_generation.open_run(args)[0].begin()
+    args = dataclasses.replace(args, resume=True, epochs=2)
     with pytest.raises(ValueError, match="'epochs': '1 -> 2'"):
-        image_generation.main([*arguments, "--resume", "--epochs", "2"])
+        image_generation.run(args)
 
 
 def test_errors_on_the_command_line_are_one_line(tmp_path, monkeypatch):
-    arguments = ["--dataset", tmp_path / "nowhere", "--output", tmp_path]
+    arguments = ["--data", tmp_path / "nowhere", "--output", tmp_path]
     error = run_module(monkeypatch, "experiments.image_generation", arguments)
     assert error.startswith("error: ") and "nowhere" in error
     assert "\n" not in error

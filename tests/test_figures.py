@@ -98,7 +98,7 @@ def test_subset_gain(drawn):
 
 @pytest.fixture
 def settings(tmp_path):
-    return figures.Settings(str(tmp_path), True, [0, 1], 1, [])
+    return figures.Settings(output=str(tmp_path), quick=True, seeds=(0, 1))
 
 
 @pytest.fixture
@@ -173,4 +173,4 @@ def test_scale(settings, trained):
 def test_a_run_that_fails(tmp_path, children_here):
     arguments = ["--figures", "subset_gain", "--output", str(tmp_path), "--"]
     with pytest.raises(ValueError, match="failed.*cnn-none-seed0"):
-        figures.main([*arguments, "--dataset", str(tmp_path / "nowhere")])
+        figures.main([*arguments, "--data", str(tmp_path / "nowhere")])

@@ -23,7 +23,7 @@ from helpers import (
 )
 from PIL import Image
 
-from experiments import command_line, image_translation, runs, scenes
+from experiments import batches, image_translation, runs, scenes, training
 from keras_san import callbacks, normalizers
 from keras_san.networks import spade
 
@@ -47,7 +47,7 @@ def train(output, *arguments):
 
 
 def parse(*arguments):
-    return image_translation.parse(["train", *map(str, arguments)])
+    return image_translation.parse(arguments)
 
 
 def regions(classes=4, height=70, width=100):
@@ -150,7 +150,7 @@ def settings(folder, judge):
         *("--evaluate-every", "2", "--extractor", judge, "--tiles", "32"),
         *("--perceptual", judge, "--perceptual-layers", "texture"),
         # Else there would be nothing to see after four steps.
-        *("--generator-rate", "0.05"),
+        *("--learning-rate", "0.05"),
     ]
 
 
@@ -165,10 +165,10 @@ def trained(tmp_path_factory, settings, drawn):
     """A run, and `stopped`: what of it there was before its last epoch."""
     output = tmp_path_factory.mktemp("runs")
 
-    class Batches(scenes.Batches):
-        def __getitem__(self, index):
-            drawn.append(self.number(index))
-            return super().__getitem__(index)
+    class Batches(batches.Batches):
+        def __getitem__(self, number):
+            drawn.append(number)
+            return super().__getitem__(number)
 
     class Copy(callbacks.SampleGrid):
         def on_epoch_begin(self, epoch, logs=None):
@@ -178,7 +178,7 @@ def trained(tmp_path_factory, settings, drawn):
     with pytest.MonkeyPatch.context() as patch:
         quickly(patch, export=BACKEND == "tensorflow")
         patch.setattr(callbacks, "SampleGrid", Copy)
-        patch.setattr(scenes, "Batches", Batches)
+        patch.setattr(batches, "Batches", Batches)
         assert train(output, *settings) == 0
     return output / "run"
 
@@ -207,7 +207,7 @@ class TestTraining:
         assert written["epochs"] == 2
 
     def test_no_batch_is_drawn_in_two_epochs(self, trained, drawn):
-        assert {*drawn} == {0, 1, 2, 3}
+        assert {0, 1, 2, 3} <= {*drawn} <= {0, 1, 2, 3, 4}
 
     def test_log(self, trained):
         rows = callbacks.read_log(trained / "log.csv")
@@ -341,7 +341,7 @@ def test_instances_and_void(tmp_path, marked):
     """A class more for pixels without one, and a channel more for edges."""
     status = train(
         *(tmp_path, "--name", "run", "--data", marked, "--void", "255"),
-        *("--epochs", "1", "--ema", "0.5", "--generator-rate", "0.05"),
+        *("--epochs", "1", "--ema", "0.5", "--learning-rate", "0.05"),
         *("--steps-per-epoch", "1"),
     )
     assert status == 0
@@ -411,7 +411,7 @@ def make_run(path, classes):
         ]
     )
     path.mkdir(parents=True)
-    command_line.save_network(model, path / "generator.keras")
+    runs.save_network(model, path / "generator.keras")
     with open(path / "classes.json", "w") as file:
         json.dump(classes, file)
     return path
@@ -574,19 +574,15 @@ def test_an_error_is_one_line(tmp_path, monkeypatch):
         (["--classes", "3"], "classes, 3.*--classes.*label 3 in '.*.png'"),
         (["--tiles", "65"], "--tiles 65 with --size .64, 96."),
         (["--evaluate-every", "3"], "--evaluate-every 3 with --steps.* 2"),
-        (["--steps-per-execution", "3"], "-epoch 2 with --steps-per-exec.* 3"),
         (["--extractor", "missing.keras"], "no such extractor.*missing.keras"),
         (["--extractor", "inception"], "inception without --download"),
         (["--perceptual", "vgg19"], "--perceptual vgg19 without --download"),
-        (["--perceptual", "missing.keras"], "no such file.*missing.keras"),
         (["--normalizer", "sn", "--ratio", "0.5"], "SAN.*0.5.*-normalizer sn"),
         (["--normalizer", "none", "--form", "divide"], "--normalizer none"),
-        (["--ema", "2"], "--ema 2.0"),
-        (["--critic-steps", "0"], "critic_steps=0"),
         (["--perceptual-layers", "a", "b"], "--perceptual-layers a b without"),
         (["--strategy", "multi_worker"], "--strategy multi_worker"),
-        (["--batch-size", "0"], "batch_size=0"),
         (["--show", "0"], "show=0"),
+        (["--critic", "other"], "--critic other"),
         (["--resume"], "no run to resume"),
     ],
 )
@@ -653,31 +649,15 @@ def test_an_evaluation_may_pause(tmp_path):
 
     def opened(*arguments):
         args = parse("--output", tmp_path, *arguments)
-        args.extractor = None
-        return runs.Run(args)
+        return runs.Run(args, args.extractor)
 
-    opened("--evaluate-every", "100", "--tiles", "32").begin()
+    evaluated = ["--evaluate-every", "100", "--extractor", "a.keras"]
+    opened(*evaluated, "--tiles", "32").begin()
     resumed = opened("--resume")
-    assert resumed.args.tiles == 32
+    assert resumed.record["tiles"] == 32
     resumed.begin()
     with pytest.raises(ValueError, match="'tiles': '32 -> 16'"):
-        opened("--resume", "--evaluate-every", "100", "--tiles", "16")
-
-
-@pytest.mark.parametrize(
-    ("flag", "values"),
-    [
-        ("--generator-rate", ["-1", "nan", "inf", "fast"]),
-        ("--critic-rate", ["-1"]),
-        ("--decay-from", ["-0.1", "1.1", "nan", "half"]),
-    ],
-)
-def test_numbers_out_of_range(capsys, flag, values):
-    for value in values:
-        with pytest.raises(SystemExit):
-            parse(flag, value)
-        assert f"argument {flag}: " in (printed := capsys.readouterr().err)
-        assert value in printed
+        opened("--resume", *evaluated, "--tiles", "16")
 
 
 def test_what_does_not_fit_is_known_before_data_are_read(tmp_path, monkeypatch):
@@ -702,37 +682,32 @@ def test_one_scene_to_validate(folder, judge):
 
 
 def test_rates_that_do_not_fall_need_no_length(tmp_path):
-    args = parse("--output", tmp_path, "--decay-from", "1", "--epochs", "2")
-    args.extractor = None
-    runs.Run(args).begin()
-    args = parse("--output", tmp_path, "--decay-from", "1", "--epochs", "3")
-    args.extractor, args.resume = None, True
-    runs.Run(args)
-    assert parse().decay == "linear"
+    arguments = ["--output", tmp_path, "--decay", "1", "--epochs"]
+    runs.Run(parse(*arguments, "2")).begin()
+    runs.Run(parse(*arguments, "3", "--resume"))
 
 
 @pytest.mark.usefixtures("built_once")
 class TestSettings:
     def test_small(self):
         args = parse()
-        assert args.name == "photographs-spade-san"
-        assert (args.size, args.upsamplings) == ([96, 96], 5)
+        assert args.run_name == "photographs-spade-san"
+        assert (args.size, args.upsamplings) == ((96, 96), 5)
         assert args.perceptual == "none" and args.ratio is None
-        assert (args.generator_rate, args.ema) == (5e-4, 0.99)
-        assert parse("--data", "a/b/", "--normalizer", "sn").name == (
-            "b-spade-sn"
-        )
+        assert (args.learning_rate, args.ema) == (5e-4, 0.99)
+        args = parse("--data", "a/b/", "--normalizer", "sn")
+        assert args.run_name == "b-spade-sn"
 
     def test_paper(self):
         """SAN's section 4.2, and SPADE's appendix."""
         args = parse("--preset", "paper")
         assert (args.normalizer, args.ratio, args.gain) == ("san", 0.25, 1.3)
-        assert (args.size, args.upsamplings) == ([256, 512], 6)
-        assert (args.generator_rate, args.critic_rate) == (1e-4, 4e-4)
-        assert (args.beta_1, args.beta_2, args.ema) == (0.5, 0.9, 0.0)
-        assert (args.width, args.critic_width) == (1.0, 1.0)
+        assert (args.size, args.upsamplings) == ((256, 512), 6)
+        assert (args.learning_rate, args.critic_learning_rate) == (1e-4, 4e-4)
+        assert (args.betas, args.ema) == ((0.5, 0.9), 0.0)
+        assert (args.width, args.critic_width) == (1.0, None)
         assert (args.batch_size, args.critic_steps) == (32, 1)
-        assert (args.epochs, args.decay_from) == (200, 0.5)
+        assert (args.epochs, args.decay) == (200, 0.5)
         # An epoch is a pass over the 2,975 scenes of Cityscapes.
         assert round(args.steps_per_epoch * args.batch_size, -2) == 3000
         assert (args.perceptual, args.perceptual_weight) == ("vgg19", 10.0)
@@ -750,7 +725,7 @@ class TestSettings:
         args = parse("--preset", "paper", "--form", "project")
         assert args.ratio is args.gain is None
         args = parse("--preset", "paper", "--ratio", "0.5", "--size", 64, 128)
-        assert (args.ratio, args.gain, args.size) == (0.5, 1.3, [64, 128])
+        assert (args.ratio, args.gain, args.size) == (0.5, 1.3, (64, 128))
 
     def make(self, *arguments):
         return image_translation.make_gan(parse(*arguments, *SMALL), 4, [])
@@ -793,57 +768,13 @@ class TestSettings:
             *("--perceptual-weight", "3"),
         )
         assert image_translation.perceptual_layers(args) == {"texture": 1.0}
-        (loss,) = command_line.make_perceptual_losses(
+        (loss,) = training.make_perceptual_losses(
             args,
             layers=image_translation.perceptual_layers(args),
             activated=True,
         )
         assert loss.weight == 3.0
-        assert command_line.make_perceptual_losses(parse()) == []
-
-
-class TestLinearDecay:
-    @pytest.mark.parametrize(
-        ("start", "expected"),
-        [
-            (0.5, {0: 0.2, 25: 0.2, 50: 0.2, 60: 0.16, 75: 0.1, 100: 0.0}),
-            (0.0, {0: 0.2, 1: 0.198, 50: 0.1, 99: 0.002, 100: 0.0}),
-            (0.9, {89: 0.2, 90: 0.2, 91: 0.18, 99: 0.02, 100: 0.0, 120: 0.0}),
-        ],
-    )
-    def test_values(self, start, expected):
-        decay = command_line.LinearDecay(0.2, 100, start)
-        for step, rate in expected.items():
-            found = float(decay(keras.ops.convert_to_tensor(step)))
-            np.testing.assert_allclose(found, rate, atol=1e-7)
-
-    def test_of_a_training(self):
-        args = parse("--epochs", "3", "--steps-per-epoch", "10")
-        adam = command_line.make_adam(args, 0.1, updates_per_step=2)
-        rates = []
-        for step in (0, 30, 45, 60):
-            adam.iterations.assign(step)
-            rates.append(float(adam.learning_rate))
-        np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.0], atol=1e-8)
-        args.decay_from = 1.0
-        adam = command_line.make_adam(args, 0.1, 2)
-        adam.iterations.assign(59)
-        np.testing.assert_allclose(float(adam.learning_rate), 0.1)
-
-    def test_in_a_file(self):
-        adam = keras.optimizers.Adam(command_line.LinearDecay(0.2, 40, 0.25))
-        config = json.loads(
-            json.dumps(keras.saving.serialize_keras_object(adam))
-        )
-        copy = keras.saving.deserialize_keras_object(config)
-        for step in (5, 10, 25, 40):
-            for optimizer in (adam, copy):
-                optimizer.iterations.assign(step)
-            rate = 0.2 * min(1.0, (40 - step) / 30)
-            for optimizer in (adam, copy):
-                np.testing.assert_allclose(
-                    float(optimizer.learning_rate), rate, atol=1e-7
-                )
+        assert training.make_perceptual_losses(parse()) == []
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="it is about torch; run there")

@@ -578,96 +578,44 @@ class TestBatches:
         return [*zip(sides.tolist(), mirrored.tolist())]
 
     def test_what_they_hold(self):
-        batches = scenes.Batches(self.scenes(edges=True), 3, 10)
-        assert len(batches) == 10
-        maps, images = batches[0]
-        assert maps.dtype == "uint8" and maps.shape == (3, 2, 4, 7)
-        assert images.dtype == "float32" and images.shape == (3, 2, 4, 3)
-        # Maps, their edges and images are mirrored together.
-        for i in range(10):
-            maps, images = batches[i]
-            np.testing.assert_array_equal(maps[..., 5], maps[..., 6])
-            np.testing.assert_array_equal(maps[..., :6].sum(-1), 1)
-            assert len(self.drawn((maps, images))) == 3
-
-    def test_range(self):
-        made = self.scenes()
-        made.images[:, :, 1] = 255
-        _, images = scenes.Batches(made, 5, 1)[0]
-        assert images.min() == -1 and images.max() == 1
-
-    def test_nothing_is_changed_in_place(self):
-        made = self.scenes()
+        """Maps, their edges and images are mirrored together."""
+        made = self.scenes(edges=True)
         before = made.images.copy(), made.labels.copy()
-        for i in range(4):
-            scenes.Batches(made, 5, 4)[i]
+        batches = scenes.make_batches(made, 60)
+        maps, images = batches[0]
+        assert maps.dtype == "uint8" and maps.shape == (60, 2, 4, 7)
+        assert images.dtype == "float32" and images.shape == (60, 2, 4, 3)
+        np.testing.assert_array_equal(maps[..., 5], maps[..., 6])
+        np.testing.assert_array_equal(maps[..., :6].sum(-1), 1)
+        drawn = self.drawn((maps, images))
+        assert {scene for scene, _ in drawn} == {*range(5)}
+        assert 15 < sum(mirrored for _, mirrored in drawn) < 45
+        # Nothing is changed in place.
         np.testing.assert_array_equal(made.images, before[0])
         np.testing.assert_array_equal(made.labels, before[1])
-
-    @pytest.mark.parametrize("batch_size", [1, 3, 12])
-    def test_every_scene_once_a_pass(self, batch_size):
-        batches = scenes.Batches(self.scenes(), batch_size, 60 // batch_size)
-        drawn = [x for i in range(len(batches)) for x in self.drawn(batches[i])]
-        assert len(drawn) == 60
-        passes = [drawn[i : i + 5] for i in range(0, 60, 5)]
-        for one in passes:
-            assert sorted(scene for scene, _ in one) == [0, 1, 2, 3, 4]
-        assert len({tuple(scene for scene, _ in one) for one in passes}) > 6
-        # Any size of the batches draws the same.
-        assert drawn[:3] == self.drawn(scenes.Batches(self.scenes(), 3, 1)[0])
-
-    def test_half_are_mirrored(self):
-        batches = scenes.Batches(self.scenes(), 100, 20)
-        drawn = [x for i in range(20) for x in self.drawn(batches[i])]
-        for scene in range(5):
-            share = np.mean([m for s, m in drawn if s == scene])
-            assert 0.4 < share < 0.6
-
-    def test_a_resumed_training_gets_the_same(self):
-        batches = scenes.Batches(self.scenes(), 3, 4, seed=1)
-        first = [self.drawn(batches[i]) for i in range(4)]
-        follow = batches.follow()
-        follow.on_epoch_begin(1)
-        assert batches.epoch == 1
-        second = [self.drawn(batches[i]) for i in range(4)]
-        long = scenes.Batches(self.scenes(), 3, 8, seed=1)
-        assert first + second == [self.drawn(long[i]) for i in range(8)]
-        # In any order.
-        assert self.drawn(long[6]) == second[2]
-        other = scenes.Batches(self.scenes(), 3, 4, seed=2)
-        assert [self.drawn(other[i]) for i in range(4)] != first
-
-    def test_a_late_start_costs_nothing(self):
-        batches = scenes.Batches(self.scenes(), 3, 4)
-        batches.epoch = 10**12
-        assert len(self.drawn(batches[0])) == 3
+        assert scenes.make_batches(self.scenes(), 3)[0][0].shape[-1] == 6
 
 
 def test_fit_takes_them(tmp_path):
     """In a process of its own, which has to end, too."""
     script = textwrap.dedent("""
-        import keras
+        import keras, numpy
         from experiments import scenes
 
-        loaded = scenes.load(size=(8, 8))[:7]
+        batches = scenes.make_batches(scenes.load(size=(8, 8))[:7], 4)
         model = keras.Sequential(
             [keras.Input((8, 8, 12)), keras.layers.Conv2D(3, 1)]
         )
         model.compile("sgd", "mse")
-        seen = []
-
-        class Batches(scenes.Batches):
-            def __getitem__(self, index):
-                seen.append((self.epoch, index))
-                return super().__getitem__(index)
-
-        batches = Batches(loaded, 4, 2)
-        model.fit(batches, epochs=10, initial_epoch=7, verbose=0,
-                  shuffle=False, callbacks=[batches.follow()])
-        expected = [(e, i) for e in (7, 8, 9) for i in (0, 1)]
-        # Before, Keras looks at some to know their shapes.
-        assert seen[-6:] == expected, seen
-        assert {e for e, _ in seen[:-6]} <= {0, 7}, seen
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+        copy.compile("sgd", "mse")
+        model.fit(batches.feed(14, 20), steps_per_epoch=2, epochs=10,
+                  initial_epoch=7, verbose=0, shuffle=False)
+        for number in range(14, 20):
+            copy.train_on_batch(*batches[number])
+        for x, y in zip(model.get_weights(), copy.get_weights()):
+            numpy.testing.assert_allclose(x, y, atol=1e-6)
     """)
 
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

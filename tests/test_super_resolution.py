@@ -9,7 +9,7 @@ import pytest
 from helpers import BACKEND, needs_training, quickly, run_module
 from PIL import Image
 
-from experiments import comparing, photographs, runs, super_resolution
+from experiments import comparing, photographs, super_resolution
 from keras_san import losses, normalizers
 from keras_san.metrics import image_quality
 from keras_san.metrics.resizing import imresize
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(folder):
-    return ["--data", folder, "--validation-photographs", "1"]
+    return ["--data", folder, "--held-out", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_all_three_commands(tmp_path, trained, folder, capsys):
         assert json.load(file)["normalizer"] == "san"
 
     capsys.readouterr()
-    arguments = ["--data", str(folder), "--run", str(run), "--scale", "4"]
+    arguments = ["--data", str(folder), "--run", str(run), "--factor", "4"]
     assert super_resolution.main(["evaluate", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "6 photographs" in printed and "4 pixels" in printed
@@ -107,6 +107,8 @@ def test_all_three_commands(tmp_path, trained, folder, capsys):
     assert status == 0 and len(os.listdir(tmp_path / "out")) == 6
     with Image.open(tmp_path / "out" / "3.png") as image:
         assert image.size == (4 * 197, 4 * 150)
+    with pytest.raises(ValueError, match="Received: none"):
+        super_resolution.main(["upscale", *arguments])
     (tmp_path / "broken.png").write_bytes(b"nothing")
     status = super_resolution.main(
         ["upscale", str(tmp_path / "broken.png"), *arguments]
@@ -156,13 +158,6 @@ def test_a_resumed_run_is_as_if_it_had_not_stopped(tmp_path, trained, settings):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_rate_that_halves_does_so_by_the_length(tmp_path):
-    arguments = ["train", "--output", str(tmp_path), "--halve-at", "--epochs"]
-    runs.Run(super_resolution.parse([*arguments, "1"])).begin()
-    with pytest.raises(ValueError, match="epochs.*1 -> 2"):
-        runs.Run(super_resolution.parse([*arguments, "2", "--resume"]))
-
-
 @needs_training
 def test_from_a_pretrained_generator(tmp_path, trained, settings):
     shutil.copy(trained / "pretrained.keras", tmp_path)
@@ -191,28 +186,29 @@ def test_from_a_pretrained_generator(tmp_path, trained, settings):
 
 class TestSettings:
     def parse(self, *arguments):
-        return super_resolution.parse(["train", *arguments])
+        return super_resolution.parse(arguments)
 
     @pytest.mark.parametrize(
         ("preset", "pixel", "betas", "batch_size"),
-        [("paper", 0.01, [0.5, 0.9], 32), ("authors", 1.0, [0.9, 0.99], 16)],
+        [("paper", 0.01, None, 32), ("authors", 1.0, (0.9, 0.99), 16)],
     )
     def test_presets(self, preset, pixel, betas, batch_size):
         args = self.parse("--preset", preset)
         assert args.pixel_weight == pixel
         assert (args.adversarial_weight, args.perceptual_weight) == (0.1, 1.0)
         assert args.generator_betas == betas
-        assert args.critic_betas == [0.5, 0.9]
+        assert args.betas == (0.5, 0.9)
         assert args.batch_size == batch_size
         assert args.batch_norm == (preset == "authors")
-        assert args.crop * args.scale == 160 and args.critic_resolution == 128
+        assert args.halve_at[0] == {"paper": 0.125, "authors": 0.3}[preset]
+        assert args.crop * args.factor == 160 and args.critic_resolution == 128
         generator = super_resolution.make_generator(args)
         assert generator.count_params() == 1_521_667
 
     def test_a_single_setting(self):
         args = self.parse("--preset", "paper", "--batch-size", "3")
         assert (args.batch_size, args.crop) == (3, 40)
-        assert self.parse().name == "photographs-san"
+        assert self.parse().run_name == "photographs-san"
 
     def test_content_losses(self, tmp_path):
         assert [
@@ -229,25 +225,20 @@ class TestSettings:
         (loss,) = super_resolution.make_content_losses(args)
         assert isinstance(loss, losses.PerceptualLoss) and loss.weight == 1.0
 
-    def test_normalizers(self):
+    def test_networks(self):
         args = self.parse(
-            *("--normalizer", "sn", "--normalizer-scale", "1.5"),
-            *("--critic-width", "0.02", "--critic-resolution", "32"),
+            *("--normalizer", "sn", "--scale", "1.5", "--critic-width"),
+            *("0.02", "--critic-resolution", "32", "--width", "0.06"),
+            *("--generator-betas", "0.1", "0.2", "--blocks", "1"),
         )
-        critic = super_resolution.make_critic(args)
-        found = critic.get_layer("conv_1_1").normalizer
+        gan = super_resolution.make_gan(args, [])
+        found = gan.critic.get_layer("conv_1_1").normalizer
         assert isinstance(found, normalizers.Spectral) and found.scale == 1.5
-
-    def test_rates_halve(self):
-        args = self.parse("--epochs", "4", "--steps-per-epoch", "10")
-        optimizer = super_resolution.make_optimizer(args, [0.5, 0.9], 1)
-        rates = [float(optimizer._learning_rate(i)) for i in (0, 20, 21, 31)]
-        np.testing.assert_allclose(rates, [2e-4, 2e-4, 1e-4, 5e-5])
-        args.halve_at = [0.5, 0.51, 0.9]
-        optimizer = super_resolution.make_optimizer(args, [0.5, 0.9], 1)
-        rates = [float(optimizer._learning_rate(i)) for i in (20, 21, 37)]
-        np.testing.assert_allclose(rates, [2e-4, 5e-5, 2.5e-5])
-        assert float(optimizer.beta_1) == 0.5
+        betas = [
+            (adam.beta_1, adam.beta_2)
+            for adam in (gan.generator_optimizer, gan.critic_optimizer)
+        ]
+        assert betas == [(0.1, 0.2), (0.5, 0.9)]
 
 
 def test_an_error_is_one_line(tmp_path, monkeypatch):
@@ -271,10 +262,10 @@ def test_an_error_is_one_line(tmp_path, monkeypatch):
         (["--perceptual", "setup.cfg"], "neither.*setup.cfg"),
         (["--perceptual", "missing.h5"], "no such file.*missing.h5"),
         (["--normalizer", "none", "--form", "divide"], "--normalizer none"),
-        (["--halve-at", "0.5", "1.5"], r"--halve-at.*\[0.5, 1.5\]"),
-        (["--batch-size", "0"], "batch_size=0"),
+        (["--pixel-order", "3"], "--pixel-order 3"),
+        (["--preset", "best"], "authors.*--preset best"),
         (["--pretraining-epochs", "-1"], "pretraining_epochs=-1"),
-        (["--validation-photographs", "0"], "validation_photographs=0"),
+        (["--held-out", "0"], "held_out=0"),
         (["--pretrained", "missing.keras"], "no such file.*missing.keras"),
         (["--pretrained", "setup.cfg"], "no Keras model.*setup.cfg"),
         (["--niqe-model", "setup.cfg"], "NIQE model.*setup.cfg"),
@@ -291,12 +282,12 @@ def test_bad_arguments(tmp_path, monkeypatch, folder, arguments, expected):
 
 def test_what_is_trained_and_measured_on(folder):
     def loaded(*arguments):
-        args = super_resolution.parse(["train", *map(str, arguments)])
+        args = super_resolution.parse(arguments)
         pairs, validation = super_resolution.load_pairs(args)
         return pairs.names, validation.names
 
     assert loaded("--data", folder) == (["0", "1"], ["2", "3", "4", "5"])
-    apart = ["--data", folder, "--validation-photographs", "1"]
+    apart = ["--data", folder, "--held-out", "1"]
     assert loaded(*apart) == (["0", "1", "2", "3", "4"], ["5"])
     both = ["--data", folder, "--validation", "photographs"]
     assert loaded(*both) == (list("012345"), ["chelsea"])
@@ -306,8 +297,8 @@ def test_what_is_trained_and_measured_on(folder):
 
 @needs_training
 def test_a_folder_of_too_few(tmp_path, folder):
-    with pytest.raises(ValueError, match="6 in .*--validation-photographs 6"):
-        train(tmp_path, "--data", folder, "--validation-photographs", "6")
+    with pytest.raises(ValueError, match="6 in .*--held-out 6"):
+        train(tmp_path, "--data", folder, "--held-out", "6")
 
 
 def test_networks_to_evaluate(tmp_path, folder):
@@ -321,8 +312,8 @@ def test_networks_to_evaluate(tmp_path, folder):
         super_resolution.main([*arguments, *network])
     with pytest.raises(ValueError, match="no such file.*pretrained.keras"):
         super_resolution.main([*arguments, "--run", str(tmp_path)])
-    assert super_resolution.main([*arguments, *network, "--scale", "2"]) == 0
-    network += ["--scale", "2", "--crop", "30"]
+    assert super_resolution.main([*arguments, *network, "--factor", "2"]) == 0
+    network += ["--factor", "2", "--border", "30"]
     with pytest.raises(ValueError, match="'0' by bicubic.*96x96"):
         super_resolution.main([*arguments, *network])
 
@@ -344,7 +335,7 @@ def test_tables_do_not_stand_in_the_way_of_a_run(tmp_path, folder, monkeypatch):
     model.save(tmp_path / "double.keras")
     monkeypatch.chdir(tmp_path)
     status = super_resolution.main(
-        ["evaluate", "--data", str(folder), "--scale", "2"]
+        ["evaluate", "--data", str(folder), "--factor", "2"]
         + ["--generator", "double.keras"]
     )
     assert status == 0 and not (tmp_path / "runs").exists()

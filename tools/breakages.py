@@ -137,28 +137,22 @@ experiments/label_maps.py: edges are marked on one side only
 @ tests/test_photographs.py
 
 experiments/photographs.py: the crops of a pair show different places
-- _window(high, y * scale, x * scale, self.crop * scale)
-+ _window(high, y, x, self.crop * scale)
+- _window(high, y * scale, x * scale, crop * scale)
++ _window(high, y, x, crop * scale)
 
-experiments/batches.py: each epoch gets the batches of the first
-- return self.epoch * self.steps + index
-+ return index
+@ tests/test_data.py
 
-@ tests/test_attributes.py ? Batches
+experiments/batches.py: a resumed run gets the first batches again
+- dataset = tf.data.Dataset.range(start, stop)
++ dataset = tf.data.Dataset.range(0, stop)
 
 experiments/batches.py: images are mirrored upside down
-- images[mirrored] = images[mirrored, :, ::-1]
-+ images[mirrored] = images[mirrored, ::-1]
+- x[mirrored] = x[mirrored, :, ::-1]
++ x[mirrored] = x[mirrored, ::-1]
 
 experiments/batches.py: all passes have one order
 - rng = np.random.default_rng((self.seed, number))
 + rng = np.random.default_rng(self.seed)
-
-@ tests/test_data.py
-
-experiments/data.py: a resumed run gets the first batches of its epoch again
-- .skip(offset)
-+ .skip(0)
 
 experiments/data.py: white of 16 bits turns black
 - array = (np.asarray(image).astype("int64") + 128) // 257
@@ -787,8 +781,8 @@ keras_san/networks/srgan.py: the hidden layer has no activation
 @ tests/test_experiments.py ? overwritten
 
 experiments/runs.py: a run overwrites the one before
-- if os.path.exists(self.folder):
-+ if os.path.isfile(self.folder):
+- elif os.path.exists(self.folder):
++ elif os.path.isfile(self.folder):
 
 @ tests/test_gan.py % jax
 

@@ -5,12 +5,11 @@ Each figure is a PNG with a CSV beside it. What must be trained is trained by
 behind `--` go to every run, as in
 
     python tools/figures.py --figures singular_values update_interval \
-        -- --dataset cifar10 --data-dir DIR --width 0.5
+        -- --data cifar10 --data-dir DIR --width 0.5
 
 See `python tools/figures.py --help`.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import os
@@ -24,7 +23,8 @@ sys.path.insert(0, ROOT)
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from experiments import data  # noqa: E402
+from experiments import data, settings  # noqa: E402
+from experiments.batches import to_float  # noqa: E402
 from keras_san import SANWrapper, callbacks, norms  # noqa: E402
 from keras_san.callbacks.logs import read_rows, write_rows  # noqa: E402
 from keras_san.diagnostics import channel_sparsity, layer_norms  # noqa: E402
@@ -43,123 +43,111 @@ RESIDUAL_ROWS = (
 )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to draw.
+    """Redraws the figures of both papers, from runs of its own.
 
-    Attributes:
-        output: String, the folder of figures and runs.
-        quick: Boolean, whether everything is to be small.
-        seeds: List of ints.
-        jobs: Int, how many runs at a time.
-        rest: List of strings, further arguments of every run.
+    Arguments behind -- go to every run.
     """
 
-    output: str
-    quick: bool
-    seeds: list
-    jobs: int
-    rest: list
+    figures: tuple[str, ...] = ()
+    """names, by default all"""
+    quick: bool = False
+    """few and small: digits, minutes"""
+    seeds: tuple[int, ...] = (0,)
+    """of these seeds"""
+    jobs: int = 1
+    """runs at a time, which share the cores"""
+    output: str | None = None
+    """by default runs/figures, or runs/figures-quick"""
 
     def path(self, name):
+        """The path of a file among the figures."""
         return os.path.join(self.output, name)
 
 
 def main(argv=None):
-    """Draws what the command line asks for.
+    """Draws what the command line asks for, see `make`."""
+    return make(*table1.parse(Settings, "tools/figures.py", argv))
+
+
+def make(args, rest=()):
+    """Trains what is missing, and draws.
 
     Args:
-        argv: List of strings, or `None` for the arguments of the process.
+        args: `Settings`.
+        rest: List of strings, further arguments of every run.
 
     Returns:
         A list of strings, the pictures.
 
     Raises:
-        ValueError: if a run cannot be trained as it is asked for.
+        ValueError: if there is no such figure, or a run cannot be trained as
+            it is asked for.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    place = argv.index("--") if "--" in argv else len(argv)
-    argv, rest = argv[:place], argv[place + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="python tools/figures.py",
-        description=__doc__.splitlines()[0],
-        epilog="Arguments behind -- go to every run.",
-    )
-    add = parser.add_argument
-    add(
-        "--figures",
-        nargs="+",
-        choices=FIGURES,
-        default=list(FIGURES),
-        metavar="NAME",
-        help=f"of {', '.join(FIGURES)}",
-    )
-    add("--quick", action="store_true", help="few and small: digits, minutes")
-    add("--seeds", nargs="+", type=int, default=[0])
-    add(
-        "--jobs",
-        type=int,
-        default=1,
-        help="runs at a time, which share the cores",
-    )
-    add("--output", help="default: runs/figures, or runs/figures-quick")
-    args = parser.parse_args(argv)
+    figures = args.figures or tuple(FIGURES)
+    if not {*figures} <= {*FIGURES}:
+        raise ValueError(
+            f"The figures are {[*FIGURES]}. Received: --figures {args.figures}"
+        )
     output = args.output or f"runs/figures{'-quick' if args.quick else ''}"
-    settings = Settings(output, args.quick, args.seeds, args.jobs, rest)
+    args = dataclasses.replace(args, output=output)
     os.makedirs(output, exist_ok=True)
+    changes = {"monitor": 1000}
     if args.quick:
         # Short runs: most of their time is one core's.
-        settings.jobs = max(args.jobs, os.cpu_count() or 1)
-        short = "--epochs 2 --steps-per-epoch 50 --evaluate-every 50"
-        # The ResNets make no smaller images.
-        short += " --monitor 50 --resize 32"
-        settings.rest = [*short.split(), *rest]
-        settings.rest = [*table1.quick_arguments(output), *settings.rest]
-    else:
-        monitored = ["--dataset", "cifar10", "--monitor", "1000"]
-        settings.rest = [*monitored, *rest]
-    needed = {}
-    for name in args.figures:
-        for network, row in RUNS.get(name, lambda quick: [])(args.quick):
-            needed.setdefault((network, row), None)
-    trained = train(settings, list(needed))
+        args = dataclasses.replace(
+            args, jobs=max(args.jobs, os.cpu_count() or 1)
+        )
+        changes = {
+            **table1.quick_changes(output),
+            "steps_per_epoch": 50,
+            "evaluate_every": 50,
+            "monitor": 50,
+            # The ResNets make no smaller images.
+            "size": 32,
+        }
+    needed = dict.fromkeys(
+        pair for name in figures for pair in RUNS[name](args.quick)
+    )
+    trained = train(args, needed, rest, **changes)
     pictures = []
-    for name in args.figures:
-        rows, draw = FIGURES[name](settings, trained)
-        write_rows(rows, settings.path(f"{name}.csv"))
-        pictures.append(settings.path(f"{name}.png"))
+    for name in figures:
+        rows, draw = FIGURES[name](args, trained)
+        write_rows(rows, args.path(f"{name}.csv"))
+        pictures.append(args.path(f"{name}.png"))
         save(draw, pictures[-1])
         print(f"Look at {pictures[-1]}", flush=True)
     return pictures
 
 
-def train(settings, needed):
+def train(args, needed, rest=(), **changes):
     """Trains what is missing.
 
     Args:
-        settings: A `Settings`.
-        needed: List of pairs: a network and a row of `tools/table1.py`.
+        args: `Settings`.
+        needed: Pairs: a network and a row of `tools/table1.py`.
+        rest: List of strings, further arguments of every run.
+        **changes: As of `table1.matrix`.
 
     Returns:
         A dict from `(network, row, seed)` to the run, see `table1.matrix`.
     """
-    found, runs = {}, []
+    found = {}
     for network, row in needed:
-        args = argparse.Namespace(
-            networks=[network],
-            normalizers=[row],
-            seeds=settings.seeds,
-            output=settings.path("runs"),
+        table = table1.Settings(
+            networks=(network,),
+            normalizers=(row,),
+            seeds=args.seeds,
+            output=args.path("runs"),
         )
-        for run in table1.matrix(args, settings.rest):
-            runs.append(run)
-            key = network, row, run["settings"].seed
-            found[key] = run
-    with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
-        list(pool.map(table1.train, runs))
-    failed = [run["name"] for run in runs if run["state"] == "failed"]
+        for run in table1.matrix(table, rest, **changes):
+            found[network, row, run["settings"].seed] = run
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(table1.train, found.values()))
+    failed = [run["name"] for run in found.values() if run["state"] == "failed"]
     if failed:
-        raise ValueError(f"These runs failed, see above: {failed}")
+        raise ValueError(f"These runs failed, see above. Received: {failed}")
     return found
 
 
@@ -182,6 +170,7 @@ def _scales(quick):
 
 
 RUNS = {
+    "lipschitz_fit": lambda quick: [],
     "singular_values": lambda quick: [("resnet", "none"), ("resnet", "sn")],
     "exact_normalization": lambda quick: [("cnn", row) for row in EXACT_ROWS],
     "channel_sparsity": lambda quick: [("cnn", "none"), ("resnet", "none")],
@@ -202,7 +191,7 @@ RUNS = {
 RUNS["weight_variance"] = RUNS["gradient_norms"]
 
 
-def lipschitz_fit(settings, trained):
+def lipschitz_fit(args, trained):
     """SAN paper, Figure 2: fits of a function of slope 1 or -1 everywhere.
 
     The layers are 1x1 convolutions over points, so that SAN's norm is that of
@@ -211,10 +200,10 @@ def lipschitz_fit(settings, trained):
     x = np.linspace(-4.0, 4.0, 161, dtype="float32")[None, :, None]
     # It rises at both ends, which layers of norm 1 cannot (Example 1).
     target = x + np.abs(x - 1.0) - np.abs(x + 1.0)
-    steps = 300 if settings.quick else 5000
+    steps = 300 if args.quick else 5000
     fits = {}
     for name in ("none", "sn", "san"):
-        keras.utils.set_random_seed(settings.seeds[0])
+        keras.utils.set_random_seed(args.seeds[0])
         normalizer = None if name == "none" else name
 
         def layer(filters, normalizer=normalizer):
@@ -248,11 +237,11 @@ def lipschitz_fit(settings, trained):
     return rows, draw
 
 
-def singular_values(settings, trained):
+def singular_values(args, trained):
     """SAN paper, Figure 3: the operator norm, and Miyato's estimate of it."""
     rows = []
     for row in ("none", "sn"):
-        critic = load(trained["resnet", row, settings.seeds[0]]).critic
+        critic = load(trained["resnet", row, args.seeds[0]]).critic
         for found in layer_norms(critic):
             rows.append(
                 {
@@ -283,26 +272,26 @@ def singular_values(settings, trained):
     return rows, draw
 
 
-def exact_normalization(settings, trained):
+def exact_normalization(args, trained):
     """SAN paper, Figure 4: the exact operator norm, and Miyato's estimate."""
-    return curves(settings, trained, "cnn", EXACT_ROWS)
+    return curves(args, trained, "cnn", EXACT_ROWS)
 
 
-def update_interval(settings, trained):
+def update_interval(args, trained):
     """SAN paper, Figure 6: norms that are measured ever more rarely."""
-    return curves(settings, trained, "cnn", _interval_rows(settings.quick))
+    return curves(args, trained, "cnn", _interval_rows(args.quick))
 
 
-def residual(settings, trained):
+def residual(args, trained):
     """Beyond the papers: SAN for signals that are not sparse, on a ResNet."""
-    return curves(settings, trained, "resnet", RESIDUAL_ROWS)
+    return curves(args, trained, "resnet", RESIDUAL_ROWS)
 
 
-def curves(settings, trained, network, names):
+def curves(args, trained, network, names):
     """The critic's loss and FID of runs over the steps."""
     rows = []
     for name in names:
-        for seed in settings.seeds:
+        for seed in args.seeds:
             log = log_of(trained[network, name, seed])
             for entry in log:
                 values = {
@@ -318,7 +307,7 @@ def curves(settings, trained, network, names):
         panels = figure.subplots(1, len(keys), squeeze=False)[0]
         for axes, key in zip(panels, keys):
             for name in names:
-                for seed in settings.seeds:
+                for seed in args.seeds:
                     some = [
                         (r["step"], r[key])
                         for r in rows
@@ -337,12 +326,12 @@ def curves(settings, trained, network, names):
     return rows, draw
 
 
-def sparsity(settings, trained):
+def sparsity(args, trained):
     """SAN paper, Figure 5: how large channels are, behind each activation."""
     found = {}
     for network in ("cnn", "resnet"):
-        run = trained[network, "none", settings.seeds[0]]
-        images = real_images(run, 128 if settings.quick else 2048)
+        run = trained[network, "none", args.seeds[0]]
+        images = real_images(run, 128 if args.quick else 2048)
         found[network] = channel_sparsity(load(run).critic, images)
     rows = [
         {
@@ -375,10 +364,10 @@ def sparsity(settings, trained):
     return rows, draw
 
 
-def subset_gain(settings, trained):
+def subset_gain(args, trained):
     """SAN paper, Eq. 9: the gain of a share of filters, and the best one."""
-    rng = np.random.default_rng(settings.seeds[0])
-    critic = load(trained["cnn", "none", settings.seeds[0]]).critic
+    rng = np.random.default_rng(args.seeds[0])
+    critic = load(trained["cnn", "none", args.seeds[0]]).critic
     trained_kernel = max(
         (np.asarray(w) for w in critic.get_weights() if w.ndim == 4),
         key=lambda kernel: kernel.shape[-2] * kernel.shape[-1],
@@ -387,7 +376,7 @@ def subset_gain(settings, trained):
         "Gaussian": rng.normal(size=trained_kernel.shape),
         "trained": trained_kernel,
     }
-    draws = 100 if settings.quick else 2000
+    draws = 100 if args.quick else 2000
     rows = []
     for name, kernel in kernels.items():
         transform = np.abs(np.fft.rfft2(kernel, (32, 32), axes=(0, 1)))
@@ -434,24 +423,22 @@ def subset_gain(settings, trained):
     return rows, draw
 
 
-def gradient_norms(settings, trained):
+def gradient_norms(args, trained):
     """Lin et al.: gradients of the critic's kernels during training."""
-    return monitored(settings, trained, "gradient_norm", "gradient norm")
+    return monitored(args, trained, "gradient_norm", "gradient norm")
 
 
-def weight_variance(settings, trained):
+def weight_variance(args, trained):
     """Lin et al.: the variance of the weights over LeCun's, during training."""
-    return monitored(
-        settings, trained, "variance_lecun", "variance over LeCun's"
-    )
+    return monitored(args, trained, "variance_lecun", "variance over LeCun's")
 
 
-def monitored(settings, trained, field, title):
+def monitored(args, trained, field, title):
     """What a `NormMonitor` has seen of each layer, the layers' range."""
-    names = [row for _, row in RUNS["gradient_norms"](settings.quick)]
+    names = [row for _, row in RUNS["gradient_norms"](args.quick)]
     rows = []
     for name in names:
-        for seed in settings.seeds:
+        for seed in args.seeds:
             folder = trained["cnn", name, seed]["folder"]
             for entry in read_rows(os.path.join(folder, "monitor.csv")):
                 values = {
@@ -475,7 +462,7 @@ def monitored(settings, trained, field, title):
             some = [
                 r
                 for r in rows
-                if (r["run"], r["seed"]) == (name, settings.seeds[0])
+                if (r["run"], r["seed"]) == (name, args.seeds[0])
             ]
             steps = [r["step"] for r in some]
             layers = [k for k in some[0] if k not in ("run", "seed", "step")]
@@ -496,12 +483,12 @@ def monitored(settings, trained, field, title):
     return rows, draw
 
 
-def scale(settings, trained):
+def scale(args, trained):
     """Lin et al.: quality against the scale of SSN and BSSN."""
     rows = []
     for name in ("ssn", "bssn"):
-        for value in _scales(settings.quick):
-            for seed in settings.seeds:
+        for value in _scales(args.quick):
+            for seed in args.seeds:
                 log = log_of(trained["cnn", f"{name},scale={value}", seed])
                 last = [r for r in log if _metrics([r])][-1:]
                 for entry in last:
@@ -567,12 +554,9 @@ def log_of(run):
 
 def real_images(run, count):
     """Images that a run was trained on, in [-1, 1]."""
-    settings = run["settings"]
-    images = data.load(
-        settings.dataset, data_dir=settings.data_dir, resize=settings.resize
-    ).images
-    images = images[:: max(1, len(images) // count)][:count]
-    return images / np.float32(127.5) - np.float32(1.0)
+    args = run["settings"]
+    images = data.load(args.data, data_dir=args.data_dir, size=args.size).images
+    return to_float(images[:: max(1, len(images) // count)][:count])
 
 
 def save(draw, path):
@@ -587,7 +571,4 @@ def save(draw, path):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    settings.start(lambda: main() and None)

@@ -6,7 +6,7 @@ dataset. Such values compare with each other, not with published ones.
 See `python tools/judge.py --help`.
 """
 
-import argparse
+import dataclasses
 import os
 import sys
 
@@ -18,14 +18,37 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from keras import layers  # noqa: E402
 
-from experiments import data  # noqa: E402
+from experiments import batches, data, settings  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(settings.Data):
+    """Trains a classifier to judge generated images with."""
+
+    data: settings.Name = "digits"
+    """digits; a name in tensorflow-datasets; a folder"""
+    size: settings.SomeCount = None
+    """crop and scale to N x N"""
+    epochs: settings.Count = 10
+    """passes over the images"""
+    width: settings.Number = 1.0
+    """factor on the channels"""
+    seed: settings.Count = 0
+    """of all that is random"""
+    output: settings.SomePath = None
+    """file to write; by default DATA_judge.keras"""
 
 
 def main(argv=None):
-    """Trains as the command line says.
+    """Trains as the command line says."""
+    run(settings.parse(Settings, "tools/judge.py", argv))
+
+
+def run(args):
+    """Trains a judge.
 
     Args:
-        argv: List of strings, or `None` for the arguments of the process.
+        args: `Settings`.
 
     Returns:
         A float, the share of held-out images that it classifies right.
@@ -33,42 +56,21 @@ def main(argv=None):
     Raises:
         ValueError: for images without labels.
     """
-    parser = argparse.ArgumentParser(
-        prog="python tools/judge.py",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--dataset", default="digits", help="as the experiments take it")
-    add("--data-dir", help="where tensorflow-datasets keeps its data")
-    add(
-        "--download",
-        action="store_true",
-        help="let tensorflow-datasets download what is missing",
-    )
-    add("--resize", type=int, metavar="N", help="crop and scale to NxN")
-    add("--epochs", type=int, default=10)
-    add("--width", type=float, default=1.0, help="factor on the channels")
-    add("--seed", type=int, default=0)
-    add("--output", help="file to write; default: DATASET_judge.keras")
-    args = parser.parse_args(argv)
-    name = os.path.basename(os.path.normpath(args.dataset))
-    output = args.output or f"{name}_judge.keras"
-
+    output = args.output or f"{args.dataset}_judge.keras"
     images = data.load(
-        args.dataset,
-        resize=args.resize,
+        args.data,
+        size=args.size,
         data_dir=args.data_dir,
         download=args.download,
     )
     if images.labels is None:
         raise ValueError(
             "A judge learns from labels. Choose a dataset that has some, or a "
-            f"folder with a sub-folder a class. Received: {args.dataset!r}"
+            f"folder with a sub-folder a class. Received: {args.data!r}"
         )
     keras.utils.set_random_seed(args.seed)
     order = np.random.default_rng(args.seed).permutation(len(images))
-    x = images.images[order].astype("float32") / 127.5 - 1.0
+    x = batches.to_float(images.images[order])
     y = images.labels[order]
     model = classifier(x.shape[1:], images.num_classes, args.width)
     held_out = max(1, len(x) // 10)
@@ -114,7 +116,4 @@ def classifier(shape, num_classes, width=1.0):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    settings.start(main)

@@ -11,11 +11,10 @@ which by default train on CIFAR-10, and are evaluated every 5,000 steps.
 See `python tools/table1.py --help`.
 """
 
-import argparse
 import csv
+import dataclasses
 import json
 import os
-import subprocess
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -23,8 +22,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from experiments import image_generation  # noqa: E402
+from experiments import image_generation, settings  # noqa: E402
 from keras_san import callbacks  # noqa: E402
+from tools import judge  # noqa: E402
 
 # Published Inception scores, from Table 1 of the SAN paper, and FIDs, from
 # the SN-GAN paper, which took them of 5,000 samples.
@@ -76,85 +76,102 @@ COLUMNS = [
 ]
 
 
-def parse(argv=None):
-    """Reads the command line: the tool's namespace, the runs' arguments."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    rest = []
-    if "--" in argv:
-        place = argv.index("--")
-        argv, rest = argv[:place], argv[place + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="python tools/table1.py",
-        description=__doc__.splitlines()[0],
-        epilog="Arguments behind -- go to every run.",
-    )
-    add = parser.add_argument
-    add(
-        "--networks",
-        nargs="+",
-        choices=list(image_generation.NETWORKS),
-        help="default: cnn resnet biggan",
-    )
-    add(
-        "--normalizers",
-        nargs="+",
-        metavar="NAME[,FLAG=VALUE...]",
-        help="with more flags of the run, as san,form=project or "
-        "bssn,scale=1.4. Default: those that were published for the network",
-    )
-    add("--seeds", nargs="+", type=int, default=[0])
-    add(
-        "--output",
-        help="folder of all runs, and of the table of those that were asked "
-        "for last; default: runs/table1, or runs/table1-quick",
-    )
-    add(
-        "--quick",
-        action="store_true",
-        help="a table of digits in about a minute, to see that it works",
-    )
-    args = parser.parse_args(argv)
-    # A run's name says what these are, so they cannot be said once more.
-    own = {"--network", "--normalizer", "--seed", "--name", "--output"}
-    repeated = own & {argument.partition("=")[0] for argument in rest}
-    if repeated:
-        parser.error(
-            "behind -- cannot stand what the tool itself passes on: "
-            f"{' '.join(sorted(repeated))}"
-        )
-    if args.quick:
-        if args.networks or args.normalizers:
-            parser.error("--quick has its own --networks and --normalizers")
-        args.networks, args.normalizers = ["small"], ["san", "sn"]
-    args.networks = args.networks or ["cnn", "resnet", "biggan"]
-    if args.output is None:
-        args.output = "runs/table1-quick" if args.quick else "runs/table1"
-    return args, rest
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Trains a matrix of networks, normalizers and seeds, and makes one table.
+
+    Arguments behind -- go to every run.
+    """
+
+    networks: tuple[str, ...] = ("cnn", "resnet", "biggan")
+    """of these networks"""
+    normalizers: tuple[str, ...] | None = None
+    """with more flags of the run, as san,form=project or bssn,scale=1.4; by \
+default those that were published for the network"""
+    seeds: tuple[int, ...] = (0,)
+    """of these seeds"""
+    output: str | None = None
+    """folder of all runs, and of the table of those that were asked for last; \
+by default runs/table1, or runs/table1-quick"""
+    quick: bool = False
+    """a table of digits in about a minute, to see that it works"""
 
 
-def main(argv=None):
-    """Trains what is missing, and writes the table after each run.
+# What a run's name says, so that it cannot be said once more.
+_OWN = {"--network", "--normalizer", "--seed", "--name", "--output"}
+
+
+def parse(kind, prog, argv=None):
+    """Reads the command line of a tool that trains.
 
     Args:
+        kind: The dataclass of its settings.
+        prog: String, the command.
         argv: List of strings, or `None` for the arguments of the process.
 
     Returns:
-        A list of dicts, the rows of the table.
+        Settings of that class, and a list of strings: the arguments of runs.
+
+    Raises:
+        ValueError: if these say what the tool itself says.
     """
-    args, rest = parse(argv)
+    argv = sys.argv[1:] if argv is None else [str(x) for x in argv]
+    place = argv.index("--") if "--" in argv else len(argv)
+    argv, rest = argv[:place], argv[place + 1 :]
+    repeated = _OWN & {argument.partition("=")[0] for argument in rest}
+    if repeated:
+        raise ValueError(
+            "Behind -- cannot stand what the tool itself passes on. "
+            f"Received: {' '.join(sorted(repeated))}"
+        )
+    return settings.parse(kind, prog, argv), rest
+
+
+def main(argv=None):
+    """Trains as the command line says, and returns the rows of the table."""
+    return make(*parse(Settings, "tools/table1.py", argv))
+
+
+def make(args, rest=()):
+    """Trains what is missing, and writes the table after each run.
+
+    Args:
+        args: `Settings`.
+        rest: List of strings, further arguments of every run.
+
+    Returns:
+        A list of dicts, the rows of the table.
+
+    Raises:
+        ValueError: if there is nothing to train.
+    """
+    default = Settings()
+    output = args.output or f"runs/table1{'-quick' if args.quick else ''}"
+    args, changes = dataclasses.replace(args, output=output), {}
     if args.quick:
-        rest = [*quick_arguments(args.output), *rest]
-    runs = list(matrix(args, rest))
+        if (args.networks, args.normalizers) != (
+            default.networks,
+            default.normalizers,
+        ):
+            raise ValueError(
+                "--quick has its own networks and normalizers. Received: "
+                "--quick with --networks or --normalizers"
+            )
+        args = dataclasses.replace(
+            args, networks=("small",), normalizers=("san", "sn")
+        )
+        changes = quick_changes(output)
+    runs = list(matrix(args, rest, **changes))
     if not runs:
         raise ValueError(
             "Nothing is published for these networks on this dataset: pass "
             f"--normalizers. Received: --networks {' '.join(args.networks)}"
         )
-    os.makedirs(args.output, exist_ok=True)
+    os.makedirs(output, exist_ok=True)
     for run in runs:
         train(run)
         rows = [describe(run) for run in runs]
-        write(rows, runs, args.output)
+        write(rows, runs, output)
     print(table(rows))
     failed = [run["name"] for run in runs if run["state"] == "failed"]
     if failed:
@@ -162,33 +179,48 @@ def main(argv=None):
     return rows
 
 
-def matrix(args, rest):
-    """What there is to run: dicts of a name, a folder and a command line."""
-    # Further arguments win.
-    rest = ["--dataset", "cifar10", "--evaluate-every", "5000", *rest]
-    dataset = image_generation.parse(rest).dataset
-    dataset = os.path.basename(os.path.normpath(dataset))
-    published = PUBLISHED.get(dataset, {})
+def matrix(args, rest=(), **changes):
+    """Tells what there is to run.
+
+    Args:
+        args: `Settings`.
+        rest: List of strings, further arguments of every run.
+        **changes: Settings of every run, if they are not among these.
+
+    Yields:
+        Dicts of a name, a folder, and the settings of the run.
+    """
+    changes = {"data": "cifar10", "evaluate_every": 5000, **changes}
+
+    def make(network, row, **settled):
+        normalizer, *flags = row.split(",")
+        preset = image_generation.preset(network, normalizer)
+        return settings.parse(
+            image_generation.Settings,
+            "-m experiments.image_generation",
+            [*rest, *(f"--{flag}" for flag in flags)],
+            dataclasses.replace(preset, **changes, **settled),
+        )
+
     for network in args.networks:
+        dataset = make(network, "san").dataset
+        published = PUBLISHED.get(dataset, {})
         rows = args.normalizers
         if rows is None:
             known = published or PUBLISHED["cifar10"]
             rows = [row for net, row in known if net == network]
         for row in rows:
-            normalizer, *flags = row.split(",")
             for seed in args.seeds:
                 name = f"{dataset}-{network}-{row}-seed{seed}".replace(",", "-")
-                command = ["--network", network, "--normalizer", normalizer]
-                command += [*rest, *(f"--{flag}" for flag in flags)]
-                command += ["--seed", str(seed), "--output", args.output]
-                command += ["--name", name]
+                key = network, row.partition(",")[0]
                 yield {
                     "name": name,
                     "row": row,
-                    "command": command,
                     "folder": os.path.join(args.output, name),
-                    "settings": image_generation.parse(command),
-                    "published": published.get((network, normalizer), ("", "")),
+                    "settings": make(
+                        network, row, seed=seed, output=args.output, name=name
+                    ),
+                    "published": published.get(key, ("", "")),
                     "state": "missing",
                 }
 
@@ -196,13 +228,13 @@ def matrix(args, rest):
 def train(run):
     """Runs, or goes on with, one training in a process of its own."""
     print(f"# {run['name']}", flush=True)
-    command = run["command"]
+    args = run["settings"]
     if os.path.exists(os.path.join(run["folder"], "settings.json")):
-        command = [*command, "--resume"]
+        args = dataclasses.replace(args, resume=True)
         try:
             # Else a run of other settings would pass for this one. (Nothing
             # is computed in this process: it would hold the accelerator.)
-            image_generation.open_run(image_generation.parse(command))
+            image_generation.open_run(args)
         except ValueError as error:
             print(f"error: {error}", flush=True)
             run["state"] = "failed"
@@ -210,13 +242,8 @@ def train(run):
         if is_finished(run):
             run["state"] = "finished"
             return
-    paths = [ROOT, os.environ.get("PYTHONPATH", "")]
-    paths = os.pathsep.join(filter(None, paths))
-    result = subprocess.run(
-        [sys.executable, "-m", "experiments.image_generation", *command],
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    run["state"] = "failed" if result.returncode else "finished"
+    trained = settings.in_a_process(image_generation.run, args)
+    run["state"] = "finished" if trained else "failed"
 
 
 def is_finished(run):
@@ -230,7 +257,7 @@ def is_finished(run):
 
 def describe(run):
     """The row of one run, from the log that it left."""
-    settings = run["settings"]
+    args = run["settings"]
     log = callbacks.read_log(os.path.join(run["folder"], "log.csv"))
     last = log[-1] if log else {}
     evaluated = [r for r in log if any(name.endswith("fid") for name in r)]
@@ -249,9 +276,9 @@ def describe(run):
     if score:
         score += f" ± {value('is_std', 2)}"
     return {
-        "network": settings.network,
+        "network": args.network,
         "normalizer": run["row"],
-        "seed": settings.seed,
+        "seed": args.seed,
         "published IS": run["published"][0],
         "published FID": run["published"][1],
         "measured IS": score,
@@ -328,21 +355,24 @@ def draw(runs, path):
     figure.savefig(path, dpi=100)
 
 
-def quick_arguments(folder):
+def quick_changes(folder):
     """A few steps on digits, and a judge of digits to measure them with."""
     os.makedirs(folder, exist_ok=True)
-    judge = os.path.join(folder, "digits_judge.keras")
-    if not os.path.exists(judge):
-        tool = os.path.join(ROOT, "tools", "judge.py")
-        arguments = ["--epochs", "6", "--width", "0.5", "--output", judge]
-        subprocess.run([sys.executable, tool, *arguments], check=True)
-    short = "--dataset digits --width 0.125 --epochs 2 --steps-per-epoch 25"
-    short += " --evaluate-every 25 --samples 500"
-    return [*short.split(), "--extractor", judge]
+    path = os.path.join(folder, "digits_judge.keras")
+    if not os.path.exists(path):
+        args = judge.Settings(epochs=6, width=0.5, output=path)
+        if not settings.in_a_process(judge.run, args):
+            raise ValueError(f"The judge failed, see above. Received: {args}")
+    return {
+        "data": "digits",
+        "width": 0.125,
+        "epochs": 2,
+        "steps_per_epoch": 25,
+        "evaluate_every": 25,
+        "samples": 500,
+        "extractor": path,
+    }
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+    settings.start(lambda: main() and None)
