@@ -1,1 +1,1 @@
-"""What a maintainer runs: measurements that results/ is made of."""
+"""Measurements that results/ is made of, for maintainers to run."""

@@ -1,4 +1,4 @@
-"""What the benchmark does otherwise on TensorFlow, JAX and PyTorch."""
+"""Differences between TensorFlow, JAX and PyTorch in measurements."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from keras_san.differentiation import value_and_gradients
 
 
 class Backend:
-    """What differs between TensorFlow, JAX and PyTorch."""
+    """One of TensorFlow, JAX and PyTorch, to measure on."""
 
     def __init__(self, name, device):
         if keras.backend.backend() != name:

@@ -321,7 +321,7 @@ class Benchmark:
         )
 
     def monitor(self):
-        """What a monitor does every so many steps, against one step."""
+        """A diagnosis, as a monitor makes it, against one step."""
         if self.backend.name == "torch":
             print("monitor: left out, keras_san.GAN does not run on torch")
             return
@@ -516,7 +516,7 @@ def ours(image, **kwargs):
 
 
 def scan(shape, image):
-    """What the exact norm falls back on: all filters at all frequencies."""
+    """The scan of all filters at all frequencies, as the last resort."""
     from keras import ops
 
     from keras_san import spectra
@@ -543,7 +543,7 @@ def power_iteration(shape):
 
 
 def keras_power_iteration(shape):
-    """What `keras.layers.SpectralNormalization` does: three products."""
+    """One step of `keras.layers.SpectralNormalization`: three products."""
     from keras import ops
 
     def norm(kernel):

@@ -434,7 +434,7 @@ def weight_variance(args, trained):
 
 
 def monitored(args, trained, field, title):
-    """What a `NormMonitor` has seen of each layer, the layers' range."""
+    """Rows of a `NormMonitor`: the range over the layers."""
     names = [row for _, row in RUNS["gradient_norms"](args.quick)]
     rows = []
     for name in names:
@@ -537,7 +537,7 @@ FIGURES = {
 
 
 def _metrics(rows):
-    """What an evaluation has left in rows, by name."""
+    """The values that an evaluation has left in rows, by name."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [n for n in names if n.endswith(("fid", "_is")) or n == "is"]
 

@@ -247,7 +247,7 @@ def train(run):
 
 
 def is_finished(run):
-    """Whether a run has come to the epoch that it is to end with."""
+    """Tells if a run has come to the epoch that it is to end with."""
     log = callbacks.read_log(os.path.join(run["folder"], "log.csv"))
     return (
         os.path.exists(os.path.join(run["folder"], "gan.keras"))
@@ -294,7 +294,7 @@ def describe(run):
 
 
 def extractor_name(run):
-    """What a run was measured with, as it says itself."""
+    """The extractor that a run was measured with, as it says itself."""
     with open(os.path.join(run["folder"], "settings.json")) as file:
         return json.load(file)["extractor"]
 

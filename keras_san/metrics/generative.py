@@ -317,7 +317,7 @@ def _squared_discrepancy(x, y):
 
 
 def _extract(extractor, samples, which):
-    """What the metric looks at, as a float64 matrix: 0 features, 1 logits."""
+    """Features (`which` 0) or logits (1) of samples, as a float64 matrix."""
     if extractor is not None:
         samples = extractor(samples)[which]
     array = np.asarray(samples, "float64")

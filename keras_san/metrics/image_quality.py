@@ -85,7 +85,7 @@ def ssim(a, b, crop=0, y=True):
 @keras.saving.register_keras_serializable("keras_san")
 @dataclasses.dataclass(frozen=True, eq=False)
 class NIQEModel:
-    """What NIQE compares with: the features of pristine photographs.
+    """The model of pristine photographs that NIQE compares with.
 
     Args:
         mean: Array of 36 features.
@@ -247,7 +247,7 @@ def fit_niqe(images, sharpness=0.75):
 
 
 def niqe_features(image, crop=0, sharpness=None, window=None):
-    """What NIQE looks at: 36 statistics of each block of 96x96 pixels.
+    """The features of NIQE: 36 statistics of each block of 96x96 pixels.
 
     Args:
         image: As in `niqe`.

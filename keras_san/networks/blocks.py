@@ -1,4 +1,4 @@
-"""What the networks share: residual blocks, and what stands around them."""
+"""Residual blocks and other parts that the networks share."""
 
 import keras
 from keras import layers, ops
