@@ -235,7 +235,7 @@ def check_size(args):
 
 
 def load_images(args):
-    """What to train on, and what to show changes of."""
+    """The images to train on, and those to show changes of."""
     shared = {
         "size": args.size,
         "csv": args.csv,

@@ -21,7 +21,7 @@ LATENT_DIM = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images(settings.Data):
-    """What is generated, and by which network."""
+    """The images to learn from, and the networks."""
 
     data: settings.Name = "digits"
     """digits; a name in tensorflow-datasets; a folder"""

@@ -255,7 +255,7 @@ def check_tiles(args):
 
 
 def load_scenes(args):
-    """What to train on, and what to draw and to measure on."""
+    """The scenes to train on, and those to draw and to measure."""
     settings = {
         "size": args.size,
         "void": args.void,

@@ -58,7 +58,7 @@ def check(numbers, num_classes, void, where, advice=_ADVICE):
 
 
 def one_hot(labels, num_classes, edges=None):
-    """What a network sees: a channel for each class, and one for edges.
+    """Makes the channels that a network sees: classes, and edges.
 
     Args:
         labels: uint8 array `(..., height, width)`.
@@ -78,7 +78,7 @@ def one_hot(labels, num_classes, edges=None):
 
 
 def read_maps(path, size, num_classes, void=None, instances=None, name=None):
-    """What a network sees of one label map.
+    """Makes the channels that a network sees of one label map.
 
     Args:
         path: String, the label map.

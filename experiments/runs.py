@@ -255,7 +255,7 @@ def fit(model, batches, shown, finished, epochs, steps, before=0):
 
 
 def _record(settings, extractor):
-    """What must stay the same when a run is resumed, as JSON has it."""
+    """The settings that a resumed run must share, as JSON has them."""
     record = dataclasses.asdict(settings)
     record["name"] = settings.run_name
     if "extractor" in record:
@@ -271,7 +271,7 @@ def _record(settings, extractor):
 
 
 def read_json(folder, name):
-    """What a training has written beside its network, or a `ValueError`."""
+    """Reads what a training has written beside its network."""
     path = os.path.join(folder, name)
     try:
         with open(path) as file:

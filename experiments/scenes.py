@@ -72,7 +72,7 @@ class Scenes:
         return self.num_classes + (self.edges is not None)
 
     def maps(self, part=slice(None)):
-        """What a network sees of scenes: classes one-hot, and their edges.
+        """Makes what a network sees of scenes: one-hot classes, and edges.
 
         Args:
             part: Slice, or int array of indices.

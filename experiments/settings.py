@@ -141,7 +141,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What is made of files, and where it goes."""
+    """The files that are converted, and the folder that they go to."""
 
     paths: tyro.conf.Positional[shown(tuple[str, ...], "PATH...")]
     """files, and folders of them"""

@@ -284,7 +284,7 @@ def pretrain(args, run, generator, crops, validation, quality):
 
 
 def load_pairs(args):
-    """What to train on, and what to measure on while it trains."""
+    """The photographs to train on, and those to measure meanwhile."""
     pairs = args.load(args.data, small=args.small)
     count = args.held_out
     check_count("held_out", count)

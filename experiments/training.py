@@ -1,4 +1,4 @@
-"""What trains networks, made of settings."""
+"""Losses, optimizers and checks of a training, made of its settings."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from keras_san.metrics import extractors
 
 
 def check(settings, processes=False):
-    """What can be known to be wrong with a training before data are read.
+    """Checks all of a training that can be checked before data are read.
 
     Args:
         settings: Those of a training.
@@ -215,7 +215,7 @@ def make_perceptual_losses(settings, **kwargs):
 
 
 def find_extractor(settings):
-    """What to evaluate with, or `None` for no evaluation.
+    """Finds the extractor to evaluate with, or `None` for no evaluation.
 
     Args:
         settings: Those of a training.
@@ -259,5 +259,5 @@ def find_extractor(settings):
 
 
 def extractor_name(found):
-    """What a run calls the extractor that was found."""
+    """The name in a run of the extractor that was found."""
     return None if found is None else extractors.name_of(found)

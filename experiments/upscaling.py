@@ -81,7 +81,7 @@ def _times(part, scale, origin=0):
 
 @dataclasses.dataclass
 class Photograph:
-    """What an image file holds.
+    """The content of an image file.
 
     Attributes:
         levels: uint8 array `(height, width, 3)`, or, of greyscale images
