@@ -212,10 +212,12 @@ class SANConv2D(_Normalized, keras.layers.Conv2D):
             `"san"`, a normalizer, or `None`.
         **kwargs: As those of `keras.layers.Conv2D`.
 
-    Input shape: `(batch, height, width, channels)`, floats.
+    Input shape:
+        `(batch, height, width, channels)`, floats.
 
-    Output shape: `(batch, ceil(height / stride), ceil(width / stride),
-        filters)` with `"circular"` and `"same"` padding.
+    Output shape:
+        `(batch, ceil(height / stride), ceil(width / stride), filters)` with
+        `"circular"` and `"same"` padding.
 
     Raises:
         ValueError: for an unknown normalizer or padding; when built, for a
@@ -271,9 +273,11 @@ class SANDense(_Normalized, keras.layers.Dense):
             power iteration a training step from a converged start.
         **kwargs: As those of `keras.layers.Dense`.
 
-    Input shape: `(batch, ..., inputs)`, floats.
+    Input shape:
+        `(batch, ..., inputs)`, floats.
 
-    Output shape: `(batch, ..., units)`.
+    Output shape:
+        `(batch, ..., units)`.
 
     Raises:
         ValueError: for an unknown normalizer.
