@@ -315,8 +315,9 @@ class SANWrapper(keras.layers.Wrapper):
         **kwargs: As those of `keras.layers.Layer`. The dtype policy is that
             of `layer`.
 
-    Input and output shape: those of `layer`; with `padding="circular"` those
-        that it has with `padding="same"`.
+    Input and output shape:
+        Those of `layer`; with `padding="circular"` those that it has with
+        `padding="same"`.
 
     Raises:
         ValueError: for an unknown normalizer or padding, for a layer without
