@@ -16,7 +16,6 @@ from helpers import (
     noise,
     pixels,
     quickly,
-    run_module,
     save,
     written,
 )
@@ -88,21 +87,11 @@ def settings():
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    """The numbers of the batches that `trained` draws."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, settings, drawn):
+def trained(tmp_path_factory, settings):
     """A run, and `stopped`: what of it there was before its last epoch."""
     output = tmp_path_factory.mktemp("runs")
 
     class Batches(batches.Batches):
-        def __getitem__(self, number):
-            drawn.append(number)
-            return super().__getitem__(number)
-
         def _pass(self, number, count):
             assert not self.mirror  # A mirrored 3 is none.
             return super()._pass(number, count)
@@ -141,9 +130,6 @@ class TestTraining:
         with open(trained / "settings.json") as file:
             settings = json.load(file)
         assert (settings["data"], settings["epochs"]) == ("digits", 2)
-
-    def test_no_batch_is_drawn_in_two_epochs(self, trained, drawn):
-        assert {0, 1, 2, 3} <= {*drawn} <= {0, 1, 2, 3, 4}
 
     def test_log(self, trained):
         rows = callbacks.read_log(trained / "log.csv")
@@ -533,15 +519,6 @@ class TestChanged:
 # Settings, and what is wrong with them.
 
 
-def test_an_error_is_one_line(tmp_path, monkeypatch):
-    arguments = ["edit", tmp_path, "--run", tmp_path]
-    message = run_module(
-        monkeypatch, "experiments.attribute_transfer", arguments
-    )
-    assert message.startswith("error: There is no such file. Train")
-    assert "\n" not in message
-
-
 @needs_training
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -660,10 +637,3 @@ class TestSettings:
             assert isinstance(layer.normalizer, normalizers.SparsityAware)
             assert (layer.normalizer.ratio, layer.normalizer.gain) == (0.5, 2.0)
             assert layer.get_config()["padding"] == "circular"
-
-
-@pytest.mark.skipif(BACKEND != "torch", reason="it is about torch; run there")
-def test_training_says_where_it_works(tmp_path):
-    with pytest.raises(ValueError, match="TensorFlow and JAX.*torch"):
-        train(tmp_path)
-    assert os.listdir(tmp_path) == []

@@ -17,13 +17,12 @@ from helpers import (
     noise,
     pixels,
     quickly,
-    run_module,
     save,
     written,
 )
 from PIL import Image
 
-from experiments import batches, image_translation, runs, scenes, training
+from experiments import image_translation, runs, scenes, training
 from keras_san import callbacks, normalizers
 from keras_san.networks import spade
 
@@ -155,20 +154,9 @@ def settings(folder, judge):
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    """The numbers of the batches that `trained` draws."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, settings, drawn):
+def trained(tmp_path_factory, settings):
     """A run, and `stopped`: what of it there was before its last epoch."""
     output = tmp_path_factory.mktemp("runs")
-
-    class Batches(batches.Batches):
-        def __getitem__(self, number):
-            drawn.append(number)
-            return super().__getitem__(number)
 
     class Copy(callbacks.SampleGrid):
         def on_epoch_begin(self, epoch, logs=None):
@@ -178,7 +166,6 @@ def trained(tmp_path_factory, settings, drawn):
     with pytest.MonkeyPatch.context() as patch:
         quickly(patch, export=BACKEND == "tensorflow")
         patch.setattr(callbacks, "SampleGrid", Copy)
-        patch.setattr(batches, "Batches", Batches)
         assert train(output, *settings) == 0
     return output / "run"
 
@@ -205,9 +192,6 @@ class TestTraining:
         assert written["size"] == [64, 96] and written["tiles"] == 32
         assert written["extractor"] == "judge.keras"
         assert written["epochs"] == 2
-
-    def test_no_batch_is_drawn_in_two_epochs(self, trained, drawn):
-        assert {0, 1, 2, 3} <= {*drawn} <= {0, 1, 2, 3, 4}
 
     def test_log(self, trained):
         rows = callbacks.read_log(trained / "log.csv")
@@ -555,15 +539,6 @@ def built_once(monkeypatch):
 GENERATOR = functools.cache(spade.generator)
 
 
-def test_an_error_is_one_line(tmp_path, monkeypatch):
-    arguments = ["translate", tmp_path, "--run", tmp_path]
-    message = run_module(
-        monkeypatch, "experiments.image_translation", arguments
-    )
-    assert message.startswith("error: There is no such file. Train")
-    assert "\n" not in message
-
-
 @needs_training
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -681,12 +656,6 @@ def test_one_scene_to_validate(folder, judge):
         image_translation.make_evaluation(args, judge, validation[:1])
 
 
-def test_rates_that_do_not_fall_need_no_length(tmp_path):
-    arguments = ["--output", tmp_path, "--decay", "1", "--epochs"]
-    runs.Run(parse(*arguments, "2")).begin()
-    runs.Run(parse(*arguments, "3", "--resume"))
-
-
 @pytest.mark.usefixtures("built_once")
 class TestSettings:
     def test_small(self):
@@ -775,10 +744,3 @@ class TestSettings:
         )
         assert loss.weight == 3.0
         assert training.make_perceptual_losses(parse()) == []
-
-
-@pytest.mark.skipif(BACKEND != "torch", reason="it is about torch; run there")
-def test_training_says_where_it_works(tmp_path, folder):
-    with pytest.raises(ValueError, match="TensorFlow and JAX.*torch"):
-        train(tmp_path, "--data", folder)
-    assert os.listdir(tmp_path) == []
