@@ -39,7 +39,7 @@ _Groups = tyro.conf.UseAppendAction[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images(settings.Data):
-    """Which images, and which of their attributes."""
+    """The images, and the attributes to change."""
 
     data: settings.Name = "digits"
     """digits (in colour); a folder, see --csv; or as celeb_a"""

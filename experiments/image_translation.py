@@ -30,7 +30,7 @@ from keras_san.networks import spade
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scenes(settings.Data):
-    """Which scenes, and of which classes."""
+    """The scenes, and their classes."""
 
     data: settings.Name = "photographs"
     """photographs (scikit-image's); a folder with images, labels (and \

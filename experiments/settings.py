@@ -52,7 +52,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Critic:
-    """How large networks are, and what keeps the critic in check."""
+    """The size of networks, and the norms of the critic."""
 
     width: Number = 1.0
     """factor on the channels"""
@@ -78,7 +78,7 @@ class Critic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long and by which optimizer networks are trained."""
+    """The length of a training, and its optimizers."""
 
     epochs: Count
     """how often to report and to save"""

@@ -27,7 +27,7 @@ from keras_san.networks import srgan
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Photographs(settings.Data):
-    """Which photographs, and by how much they are enlarged."""
+    """The photographs, and the factor to enlarge them by."""
 
     data: settings.Name = "photographs"
     """photographs (scikit-image's); a folder, or one with HR and LR; \

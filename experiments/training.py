@@ -182,7 +182,7 @@ def compile(gan, settings, generator_betas=None, **kwargs):
 
 
 def execution(settings):
-    """How `compile` is to run steps."""
+    """The arguments of `compile` about how steps run."""
     return {
         "jit_compile": True if settings.jit else "auto",
         "steps_per_execution": settings.steps_per_execution,
