@@ -145,7 +145,9 @@ def preset(network="small", normalizer="san"):
         ("normalizer", normalizer, [*settings.DIVIDING, *BASELINES]),
     ):
         if value not in known:
-            raise ValueError(f"There are {known}. Received: --{name} {value}")
+            raise ValueError(
+                f"--{name} must be one of {known}. Received: --{name} {value}"
+            )
     return dataclasses.replace(
         PRESETS[network], normalizer=normalizer, **_ROWS.get(normalizer, {})
     )
