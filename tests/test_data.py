@@ -495,7 +495,7 @@ class TestFolder:
 class TestBatches:
     @pytest.fixture(params=["tensorflow", "jax"], autouse=True)
     def backend(self, request, monkeypatch):
-        """What `feed` is told; it computes nothing with a backend."""
+        """The backend that `feed` is told; it computes nothing with one."""
         monkeypatch.setattr(keras.config, "backend", lambda: request.param)
         return request.param
 

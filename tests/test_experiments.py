@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def settings(output="", network="small", normalizer="san", **changes):
-    """Of a training of a step."""
+    """The settings of a training of three steps."""
     small = {"width": 0.03, "batch_size": 8, "steps_per_epoch": 3, "epochs": 1}
     return dataclasses.replace(
         image_generation.preset(network, normalizer),

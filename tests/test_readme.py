@@ -57,7 +57,7 @@ def test_snippets(page, fresh_keras, tmp_path, monkeypatch):
 
 
 def test_links():
-    """Of what no site shows; `mkdocs build --strict` sees to the others."""
+    """Those outside of the site; `mkdocs build --strict` checks the others."""
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text())
         for link in links:
