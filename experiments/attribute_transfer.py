@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 import tyro
-from PIL import Image, ImageOps
+from PIL import Image
 
 import keras_san
 from experiments import (
@@ -22,14 +22,14 @@ from experiments import (
     settings,
     training,
 )
-from keras_san import callbacks, losses
+from keras_san import callbacks, penalties
 from keras_san.checks import check_count
 from keras_san.networks import stargan
 
 # Of these attributes an image has one at most.
 _EXCLUSIVE = {
-    "digits": (("red", "green", "blue"),),
-    "celeb_a": (("Black_Hair", "Blond_Hair", "Brown_Hair"),),
+    "digits": ("red", "green", "blue"),
+    "celeb_a": ("Black_Hair", "Blond_Hair", "Brown_Hair"),
 }
 
 _Groups = tyro.conf.UseAppendAction[
@@ -56,13 +56,13 @@ class Images(settings.Data):
 
     @property
     def groups(self):
-        """Groups of exclusive attributes, or those known of the dataset."""
+        """Groups of exclusive attributes, or the one known of the dataset."""
         if self.exclusive:
-            return [list(group) for group in self.exclusive]
-        groups = _EXCLUSIVE.get(self.data.partition(":")[0], ())
-        if self.attributes is not None:
-            groups = [[x for x in g if x in self.attributes] for g in groups]
-        return [list(group) for group in groups if len(group) > 1]
+            return [[*group] for group in self.exclusive]
+        known = _EXCLUSIVE.get(self.data.partition(":")[0], ())
+        asked = known if self.attributes is None else self.attributes
+        group = [x for x in known if x in asked]
+        return [group] if len(group) > 1 else []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,138 +173,65 @@ def main(argv=None):
 
 
 def run(args):
-    """Trains a generator and a critic on images and their attributes.
-
-    Args:
-        args: `Settings`.
-
-    Raises:
-        ValueError: for settings or files that nothing can be done with, and
-            for an output folder that exists from another run.
-        OSError: if a file cannot be written.
-        ImportError: if a package is not installed.
-    """
-    training.check(args)
-    scope = runs.strategy_scope(args.strategy)
-    check_count("show", args.show)
-    check_size(args)
-    if args.attributes is not None:
-        groups_of(args.groups, args.attributes)
+    """Trains a generator and a critic on images and their attributes."""
     run = runs.Run(args)
-    train, validation = load_images(args)
-    names = train.attribute_names
-    exclusive = groups_of(args.groups, names)
-    gan = run.build(scope, lambda: make_gan(args, len(names)))
-    drawn = attributes.make_batches(
-        train,
-        args.batch_size * args.critic_steps,
-        args.seed,
-        # A mirrored 3 is none.
-        mirror=args.data != "digits",
-    )
-
-    def picture(gan):
-        rows = changed_rows(
-            gan.generate, validation.images, validation.attributes, exclusive
-        )
-        return callbacks.image_grid(np.concatenate(rows), 1 + len(names))
-
-    grid = callbacks.SampleGrid(run.folder, scale=2, picture=picture)
-    # Only now, that nothing about the settings can be wrong any more.
-    run.begin()
-    run.write("attributes.json", {"names": names, "exclusive": args.groups})
-    run.fit(gan, drawn, run.callbacks(grid))
-    network = gan.averaged_generator or gan.generator
-    runs.save_network(network, run.path("generator.keras"))
-    # It tells which attributes an image has before any is changed.
-    runs.save_network(keras_san.strip(gan.critic), run.path("critic.keras"))
-    run.export(network)
-    print(f"Look at {run.path('samples.png')}: {', '.join(['as is', *names])}")
-    print(f"The generator is {run.path('generator.keras')}")
-
-
-def check_size(args):
-    """Raises a `ValueError` unless both networks take images of that size."""
-    check_count("halvings", args.halvings)
+    check_count("show", args.show)
     factor = max(4, 2**args.halvings)
     if args.size < factor or args.size % factor:
         raise ValueError(
             f"With --halvings {args.halvings} images must have a size that is "
             f"a multiple of {factor}. Received: --size {args.size}"
         )
-
-
-def load_images(args):
-    """The images to train on, and those to show changes of."""
-    shared = {
-        "size": args.size,
-        "csv": args.csv,
-        "data_dir": args.data_dir,
-        "download": args.download,
-    }
-    train = attributes.load(
-        args.data, attributes=args.attributes, limit=args.images, **shared
+    names, train, (shown, having) = attributes.load(args)
+    exclusive = attributes.places(args.groups, names)
+    gan = run.build(lambda: make_gan(args, len(names)))
+    drawn = batches.Batches(
+        train,
+        args.batch_size * args.critic_steps,
+        args.seed,
+        mirror=args.data != "digits",  # A mirrored 3 is none.
+        prepare=lambda pixels, values: (batches.to_float(pixels), values),
     )
-    validation = attributes.load(
-        args.data,
-        "validation",
-        attributes=train.attribute_names,
-        limit=args.show,
-        **shared,
-    )
-    return train, validation
 
+    def picture(gan):
+        images = batches.to_float(shown)
+        rows = changed_rows(gan.generate, images, having, exclusive)
+        return callbacks.image_grid(np.concatenate(rows), 1 + len(names))
 
-def groups_of(exclusive, names):
-    """Lists of places among the names, for lists of names.
-
-    Raises:
-        ValueError: if one of them is none of the names, or there twice, or
-            alone in its group.
-    """
-    all_names = sum(exclusive, [])
-    for name in all_names:
-        check_attribute("--exclusive", name, names)
-    if len({*all_names}) < len(all_names) or any(len(x) < 2 for x in exclusive):
-        raise ValueError(
-            "An exclusive group has at least two attributes, and none that "
-            f"another one has. Received: --exclusive {exclusive}"
-        )
-    return [[names.index(name) for name in group] for group in exclusive]
-
-
-def check_attribute(flag, name, names):
-    """Raises a `ValueError` unless a network knows the attribute."""
-    if name not in names:
-        raise ValueError(f"The attributes are {names}. Received: {flag} {name}")
+    grid = callbacks.SampleGrid(run.folder, scale=2, picture=picture)
+    run.begin(attributes={"names": names, "exclusive": args.groups})
+    run.fit(gan, drawn, grid)
+    # It tells which attributes an image has before any is changed.
+    runs.save_network(keras_san.strip(gan.critic), run.path("critic.keras"))
+    run.export(run.save(gan))
+    print(f"The columns of samples.png: {', '.join(['as is', *names])}")
 
 
 def make_gan(args, num_attributes):
     """The compiled GAN that settings describe."""
-    penalty = None
-    if args.normalizer == "wgan_gp":
-        penalty = losses.GradientPenalty()
+    generator = stargan.generator(
+        num_attributes,
+        width=args.width,
+        blocks=args.blocks,
+        resolution=args.size,
+    )
+    critic = stargan.critic(
+        *(args.size, num_attributes),
+        width=args.critic_width or args.width,
+        halvings=args.halvings,
+        normalizer=training.make_normalizer(args),
+        padding=args.padding,
+    )
     gan = keras_san.AttributeGAN(
-        stargan.generator(
-            num_attributes,
-            width=args.width,
-            blocks=args.blocks,
-            resolution=args.size,
-        ),
-        stargan.critic(
-            args.size,
-            num_attributes,
-            width=args.critic_width or args.width,
-            halvings=args.halvings,
-            normalizer=training.make_normalizer(args),
-            padding=args.padding,
-        ),
-        args.class_weight,
-        args.cycle_weight,
-        args.identity_weight,
+        *(generator, critic),
+        *(args.class_weight, args.cycle_weight, args.identity_weight),
         loss=args.loss,
         critic_steps=args.critic_steps,
-        penalty=penalty,
+        penalty=(
+            penalties.GradientPenalty()
+            if args.normalizer == "wgan_gp"
+            else None
+        ),
         ema=args.ema or None,
         seed=args.seed,
     )
@@ -312,16 +239,9 @@ def make_gan(args, num_attributes):
 
 
 def changed(values, place, exclusive):
-    """Attributes with one of them changed.
+    """Attributes `(n, number)` with that one turned into its opposite.
 
-    Args:
-        values: Array `(n, number)` of 0 and 1.
-        place: Int, which one. Where it is one of an exclusive group, it takes
-            the place of the others, else it turns into its opposite.
-        exclusive: List of lists of ints.
-
-    Returns:
-        An array of that shape.
+    One of an exclusive group, a list of places, takes the place of the others.
     """
     values = np.array(values, "float32")
     group = next((group for group in exclusive if place in group), None)
@@ -336,23 +256,14 @@ def changed(values, place, exclusive):
 def changed_rows(generate, images, values, exclusive):
     """Images, and what they become, one attribute changed at a time.
 
-    Args:
-        generate: Callable from float images in [-1, 1] and attributes to
-            images.
-        images: uint8 array `(n, size, size, 3)`.
-        values: Array `(n, number)` of 0 and 1, which attributes they have.
-        exclusive: List of lists of ints.
-
-    Returns:
-        A list of float arrays `(1 + number, size, size, 3)`, one an image:
-        the image, then a change of each attribute.
+    They and what `generate` makes of them and of attributes are floats in
+    [-1, 1], and returned as an array `(n, 1 + number, size, size, 3)`.
     """
-    images = batches.to_float(images)
-    columns = [images] + [
+    columns = [
         generate(images, changed(values, place, exclusive))
         for place in range(values.shape[1])
     ]
-    return list(np.stack(columns, axis=1))
+    return np.stack([images, *columns], axis=1)
 
 
 def edit(argv=None):
@@ -366,49 +277,38 @@ def edit(argv=None):
         for name in ("generator", "critic")
     )
     known = runs.read_json(args.run, "attributes.json")
-    names = known["names"]
-    exclusive = groups_of(known["exclusive"], names)
-    for flag, chosen in (("--set", args.set), ("--clear", args.clear)):
-        for name in chosen:
-            check_attribute(flag, name, names)
-    both = {*args.set} & {*args.clear}
-    for group in exclusive:
-        asked = {names[place] for place in group} & {*args.set}
-        both |= asked if len(asked) > 1 else set()
-    if both:
+    names, groups = known["names"], known["exclusive"]
+    exclusive = attributes.places(groups, names)
+    attributes.check("--set", args.set, names)
+    attributes.check("--clear", args.clear, names)
+    wrong = {*args.set} & {*args.clear}
+    for asked in ({*args.set} & {*group} for group in groups):
+        wrong |= asked if len(asked) > 1 else set()
+    if wrong:
         raise ValueError(
             "An image cannot have these and not have them, or have several of "
-            f"an exclusive group. Received: {sorted(both)} in --set "
+            f"an exclusive group. Received: {sorted(wrong)} in --set "
             f"{[*args.set]} --clear {[*args.clear]}"
         )
-    size = generator.input_shape[0][1:3]
 
-    def generate(images, values):
-        return generator.predict_on_batch([images, values])
+    def generate(*inputs):
+        return generator.predict_on_batch([*inputs])
 
     def work(source, target):
-        image = ImageOps.fit(
-            data.decode(source).convert("RGB"),
-            size[::-1],
-            Image.Resampling.BICUBIC,
-        )
-        images = np.asarray(image)[None]
-        floats = batches.to_float(images)
-        told = critic.predict_on_batch(floats)[1][:1]
-        values = (told > 0.0).astype("float32")
+        size = generator.input_shape[0][1]
+        image = attributes.square(data.decode(source), size)
+        images = batches.to_float(np.asarray(image)[None])
+        values = np.float32(critic.predict_on_batch(images)[1] > 0.0)
         having = [n for n, value in zip(names, values[0]) if value]
         if args.set or args.clear:
-            for name in args.set:
-                place = names.index(name)
+            for place in map(names.index, args.set):
                 values[0, place] = 0.0
                 values = changed(values, place, exclusive)
-            values[0, [names.index(name) for name in args.clear]] = 0.0
-            made = generate(floats, values)
-            columns, gap = 1, 0
+            values[0, [*map(names.index, args.clear)]] = 0.0
+            picture = callbacks.image_grid(generate(images, values), 1, 0)
         else:
-            (made,) = changed_rows(generate, images, values, exclusive)
-            columns, gap = len(made), 1
-        picture = callbacks.image_grid(made, columns, gap)
+            (row,) = changed_rows(generate, images, values, exclusive)
+            picture = callbacks.image_grid(row, len(row))
         files.save(Image.fromarray(picture), target)
         return f"{', '.join(having) or 'no attribute'}; {target}"
 

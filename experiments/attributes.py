@@ -1,14 +1,13 @@
-"""Images with binary attributes, in memory, and batches of them."""
+"""Images with binary attributes, in memory."""
 
 import csv
-import dataclasses
+import itertools
 import os
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from experiments import batches, data
-from keras_san.checks import check_count
+from experiments import data
 
 # What is read of CelebA's forty attributes where none are asked for.
 _CELEB_A = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
@@ -16,198 +15,139 @@ _CELEB_A = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
 # Of a folder, no more images than these are held out.
 _MOST_HELD_OUT = 2000
 
-_COLOURS = ("red", "green", "blue")
-
 # What a table may hold. CelebA's own has -1 where an attribute is missing.
 _TRUTHS = {"1": 1.0, "true": 1.0, "0": 0.0, "-1": 0.0, "false": 0.0}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AttributedImages:
-    """A dataset that lies in memory.
-
-    Attributes:
-        name: String, as it was given to `load`.
-        images: uint8 array `(n, size, size, 3)`.
-        attributes: float32 array `(n, number)` of 0 and 1.
-        attribute_names: List of strings, one for each column.
-    """
-
-    name: str
-    images: np.ndarray
-    attributes: np.ndarray
-    attribute_names: list
-
-    def __len__(self):
-        return len(self.images)
-
-
-def load(
-    name="digits",
-    split="train",
-    attributes=None,
-    size=None,
-    csv=None,
-    data_dir=None,
-    download=False,
-    limit=None,
-):
+def load(settings):
     """Reads images and their attributes into memory.
 
-    The central square of each image is resized by PIL's bicubic filter. What
-    is greyscale gets three equal channels.
+    The digits are scikit-learn's, drawn thick or thin in three colours; the
+    last fifth is for validation. Of a folder, a table lists the images: a
+    header, then a row for each, its path in the folder and each attribute as
+    1 or 0, 1 or -1, true or false; or as CelebA's `list_attr_celeba.txt`. Its
+    last tenth, at most 2,000 images, is for validation. Any other dataset has
+    an `image`, booleans `attributes`, and a split `validation`.
 
     Args:
-        name: String. `"digits"` are scikit-learn's handwritten digits, drawn
-            thick or thin in one of three colours; they need no network. An
-            existing folder stands for its images that `csv` lists. Any other
-            name is one of tensorflow-datasets with an `image` and a
-            dictionary of booleans `attributes`, as `"celeb_a"`.
-        split: String, `"train"` or `"validation"`. Of the digits the last
-            fifth is for validation, of a folder the last tenth of the list,
-            at most 2,000 images.
-        attributes: List of the names of those to read, in that order. `None`
-            stands for all, and in `"celeb_a"` for five: `Black_Hair`,
-            `Blond_Hair`, `Brown_Hair`, `Male` and `Young`.
-        size: Int `N` >= 4: images get N x N pixels. `None` stands for 32
-            with the digits, else for 128.
-        csv: The path of a table of the images of a folder: a header, then a
-            row for each, first its path in the folder, then each attribute
-            as 1 or 0, 1 or -1, true or false. It may have the form of
-            CelebA's `list_attr_celeba.txt`, too: the number of images, the
-            names of the attributes, and rows, all parted by spaces.
-        data_dir: String. Where tensorflow-datasets keeps its datasets.
-        download: Boolean. Whether tensorflow-datasets may download.
-        limit: `None`, or an int, of how many images at most, the first ones.
-            All that `"celeb_a"` has to train on take 8 GB.
+        settings: Those of `attribute_transfer`.
 
     Returns:
-        An `AttributedImages`.
-
-    Raises:
-        ValueError: if there are no such images or attributes, if the table
-            cannot be read or understood, if an image is missing or cannot be
-            read, if there are fewer than two to train on, or if of those all
-            or none have an attribute.
+        A tuple `(names, train, validation)`: a list of the names of the
+        attributes, and two pairs of uint8 images `(n, size, size, 3)` and
+        float32 attributes `(n, len(names))` of 0 and 1.
     """
-    name = os.fspath(name)
-    if split not in ("train", "validation"):
+    name = settings.data
+    kind = data.source(name, "digits")
+    if (kind == "folder") != (settings.csv is not None):
         raise ValueError(
-            '`split` must be "train" or "validation". '
-            f"Received: split={split!r}"
+            "A folder of images needs a table of their attributes, and nothing "
+            f"else has one. Received: --csv {settings.csv} with --data {name}, "
+            f"which is {'a' if kind == 'folder' else 'no'} folder"
         )
-    digits = name == "digits"
-    folder = not digits and os.path.isdir(name)
-    if folder != (csv is not None):
-        raise ValueError(
-            "A folder of images needs a table of their attributes, `csv`, and "
-            f"nothing else has one. Received: csv={csv!r} with name={name!r}, "
-            f"which is {'a' if folder else 'no'} folder"
-        )
-    if size is None:
-        size = 32 if digits else 128
-    check_count("size", size, least=4)
-    if limit is not None:
-        check_count("limit", limit)
-
-    if digits:
-        known, count, read = _digits(split)
-    elif folder:
-        known, count, read = _folder(name, os.fspath(csv), split)
-    else:
-        known, count, read = _tfds(name, split, data_dir, download)
+    open_source = {"own": _digits, "folder": _folder, "tfds": _tfds}[kind]
+    known, counts, read = open_source(settings)
+    names = settings.attributes
+    if names is None:
         # tensorflow-datasets takes a version too, as in "celeb_a:2.1.0".
-        if attributes is None and name.partition(":")[0] == "celeb_a":
-            attributes = _CELEB_A
-    chosen = _choose(attributes, known, csv if folder else name)
-    count = count if limit is None else min(count, limit)
-    if count < (2 if split == "train" else 1):
-        raise ValueError(
-            "There must be at least two images to train on, and one to "
-            f"validate. Received: {count} with name={name!r}, split={split!r} "
-            f"and limit={limit}"
-        )
-
-    images = np.empty((count, size, size, 3), "uint8")
-    values = np.empty((count, len(chosen)), "float32")
-    # As they are read, since all in full size may not fit into memory.
-    for index, (image, row) in enumerate(read(chosen, count)):
-        image = image.convert("RGB")
-        images[index] = ImageOps.fit(
-            image, (size, size), Image.Resampling.BICUBIC
-        )
-        values[index] = row
-    if split == "train":
-        _check_both(values, chosen, name)
-    return AttributedImages(name, images, values, chosen)
-
-
-def _choose(asked, known, name):
-    """The names of the attributes to read, as a list."""
-    chosen = list(known if asked is None else asked)
-    missing = [x for x in chosen if x not in known]
-    if missing:
-        raise ValueError(
-            f"The images have the attributes {known}. Received: {missing[0]!r} "
-            f"in attributes={asked!r} of {name!r}"
-        )
-    if not chosen or len({*chosen}) < len(chosen):
+        celeb_a = kind == "tfds" and name.partition(":")[0] == "celeb_a"
+        names = _CELEB_A if celeb_a else known
+    names = [*names]
+    check("--attributes", names, known)
+    if not names or len({*names}) < len(names):
         raise ValueError(
             "There must be at least one attribute, and none of them twice. "
-            f"Received: attributes={chosen!r} of {name!r}"
+            f"Received: {names} of {settings.csv or name}"
         )
-    return chosen
+    places(settings.groups, names)  # Before time goes into images.
 
-
-def _check_both(values, chosen, name):
-    for attribute, column in zip(chosen, values.T):
+    loaded = []
+    for split, least, most in (
+        ("train", 2, settings.images),
+        ("validation", 1, settings.show),
+    ):
+        count = counts[split] if most is None else min(counts[split], most)
+        if count < least:
+            raise ValueError(
+                "There must be at least two images to train on, and one to "
+                f"show. Received: {count} of {name!r} in the split {split!r}"
+            )
+        images = np.empty((count, settings.size, settings.size, 3), "uint8")
+        values = np.empty((count, len(names)), "float32")
+        # As they are read, since all in full size may not fit into memory.
+        for i, (image, row) in enumerate(read(split, names, count)):
+            images[i], values[i] = square(image, settings.size), row
+        loaded.append((images, values))
+    for attribute, column in zip(names, loaded[0][1].T):
         if column.min() == column.max():
-            having = "all" if column[0] else "none"
             raise ValueError(
                 "An attribute that all images have, or none, cannot be "
                 "learned. Leave it out, or read more images. Received: "
-                f"{attribute!r} of {name!r}, which {having} of {len(column)} "
-                "images have"
+                f"{attribute!r} of {name!r}, which "
+                f"{'all' if column[0] else 'none'} of {len(column)} images have"
+            )
+    return names, *loaded
+
+
+def check(flag, chosen, names):
+    """Raises a `ValueError` unless all chosen attributes are known."""
+    for name in chosen:
+        if name not in names:
+            raise ValueError(
+                f"The attributes are {names}. Received: {flag} {name}"
             )
 
 
-# Each source returns the names of all its attributes, the number of images in
-# the split, and a function of the chosen names and of how many images to
+def places(groups, names):
+    """Lists of places among the names, for exclusive groups of names."""
+    every = sum(groups, [])
+    check("--exclusive", every, names)
+    if len({*every}) < len(every) or any(len(group) < 2 for group in groups):
+        raise ValueError(
+            "An exclusive group has at least two attributes, and none that "
+            f"another one has. Received: --exclusive {groups}"
+        )
+    return [[names.index(name) for name in group] for group in groups]
+
+
+def square(image, size):
+    """The central square of a PIL image in `size` x `size` pixels."""
+    image = image.convert("RGB")
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+
+# Each source returns the names of all its attributes, the number of images by
+# split, and a function of a split, the chosen names and how many images to
 # read, which returns pairs: a PIL image, and its values in the chosen order.
 
 
-def _digits(split):
+def _digits(settings):
     from sklearn.datasets import load_digits
 
+    known = ["red", "green", "blue", "thick"]
     arrays = load_digits().images
     train = len(arrays) * 4 // 5
-    indices = range(len(arrays))
-    indices = indices[:train] if split == "train" else indices[train:]
-    known = [*_COLOURS, "thick"]
 
-    def read(chosen, count):
-        for index in indices[:count]:
+    def read(split, chosen, count):
+        start = 0 if split == "train" else train
+        for index in range(start, start + count):
             # A digit looks the same, however many others are read.
             rng = np.random.default_rng((0, index))
             colour, thick = rng.integers(3), rng.integers(2)
-            values = [*np.eye(3)[colour], thick]
-            stroke = _stroke(arrays[index], thick)
-            image = _paint(stroke, colour, rng)
-            yield image, [values[known.index(name)] for name in chosen]
+            stroke = _stroke(arrays[index], thick)[..., None]
+            # In about that colour on nearly black.
+            background, ink = rng.uniform(0, 30, 3), rng.uniform(20, 100, 3)
+            ink[colour] = rng.uniform(200, 255)
+            pixels = np.rint(background + stroke * (ink - background))
+            values = dict(zip(known, [*np.eye(3)[colour], thick]))
+            image = Image.fromarray(pixels.astype("uint8"))
+            yield image, [values[name] for name in chosen]
 
-    return known, len(indices), read
+    return known, {"train": train, "validation": len(arrays) - train}, read
 
 
 def _stroke(array, thick):
-    """One digit as a line of the same width everywhere.
-
-    Args:
-        array: Array `(8, 8)` from 0 to 16.
-        thick: Boolean.
-
-    Returns:
-        A float array `(80, 80)` in [0, 1].
-    """
+    """A digit, `(80, 80)` in [0, 1], as a line of the same width everywhere."""
     from skimage.morphology import skeletonize
 
     image = Image.fromarray(np.rint(array * 255 / 16).astype("uint8"))
@@ -225,53 +165,41 @@ def _stroke(array, thick):
     return np.asarray(image, "float32") / 255
 
 
-def _paint(stroke, colour, rng):
-    """A stroke in about that colour, of `_COLOURS`, on nearly black."""
-    background = rng.uniform(0, 30, 3)
-    ink = rng.uniform(20, 100, 3)
-    ink[colour] = rng.uniform(200, 255)
-    pixels = background + stroke[..., None] * (ink - background)
-    return Image.fromarray(np.rint(pixels).astype("uint8"))
-
-
-def _folder(folder, table, split):
+def _folder(settings):
+    table = settings.csv
     known, rows = _read_table(table)
-    held_out = min(max(1, len(rows) // 10), _MOST_HELD_OUT)
-    rows = rows[:-held_out] if split == "train" else rows[-held_out:]
+    train = len(rows) - min(max(1, len(rows) // 10), _MOST_HELD_OUT)
+    parts = {"train": rows[:train], "validation": rows[train:]}
 
-    def read(chosen, count):
-        columns = [(name, known.index(name)) for name in chosen]
+    def read(split, chosen, count):
         examples = []
         # All of the table, before time goes into images.
-        for line, file, cells in rows[:count]:
-            path = os.path.join(folder, file)
+        for line, file, cells in parts[split][:count]:
+            path = os.path.join(settings.data, file)
             if not os.path.isfile(path):
                 raise ValueError(
                     "The table names an image that is not there. Received: "
                     f"{path!r}, in line {line} of {table!r}"
                 )
-            values = []
-            for name, column in columns:
-                values.append(_TRUTHS.get(cells[column].strip().lower()))
-                if values[-1] is None:
-                    raise ValueError(
-                        "Attributes must be 1 or 0, 1 or -1, true or false. "
-                        f"Received: {cells[column]!r} in column {name!r}, "
-                        f"line {line} of {table!r}"
-                    )
+            cells = {name: cells[known.index(name)] for name in chosen}
+            values = [_TRUTHS.get(x.strip().lower()) for x in cells.values()]
+            if None in values:
+                name = chosen[values.index(None)]
+                raise ValueError(
+                    "Attributes must be 1 or 0, 1 or -1, true or false. "
+                    f"Received: {cells[name]!r} in column {name!r}, line "
+                    f"{line} of {table!r}"
+                )
             examples.append((path, values))
-        for path, values in examples:
-            yield data.decode(path), values
+        return ((data.decode(path), values) for path, values in examples)
 
-    return known, len(rows), read
+    return known, {split: len(part) for split, part in parts.items()}, read
 
 
 def _read_table(path):
-    """Reads a table of attributes.
+    """The names of a table's attributes, and of each image a tuple.
 
-    Returns:
-        `(names, rows)`: the names of the attributes, and of each image the
-        number of its line, its path and the list of its cells.
+    The tuples are the number of the line, the path, and a list of cells.
     """
     try:
         # Spreadsheets begin what they write with a mark.
@@ -279,7 +207,7 @@ def _read_table(path):
             lines = file.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            "The table of attributes cannot be read: `csv` must be the path "
+            "The table of attributes cannot be read: --csv must be the path "
             f"of a text file. Received: {path!r} ({error})"
         ) from error
     if lines and lines[0].strip().isdigit():
@@ -289,18 +217,13 @@ def _read_table(path):
     else:
         rows = csv.reader(lines)
     rows = [(line, row) for line, row in enumerate(rows, start=1) if row]
-    if len(rows) < 2:
+    if len(rows) < 2 or len(rows[0][1]) < 2:
         raise ValueError(
-            "A table of attributes must have a header and a row for each "
-            f"image. Received: {path!r} with {len(rows)} rows"
+            "A table must have a header, of the column of the images and the "
+            "attributes, parted by commas, and a row for each image. "
+            f"Received: {path!r} with {len(rows)} rows, the first {rows[:1]}"
         )
     (_, header), *rows = rows
-    if len(header) < 2:
-        raise ValueError(
-            "The header of a table names the column of the images and the "
-            "attributes, parted by commas. "
-            f"Received: {path!r} with the header {header}"
-        )
     for line, row in rows:
         if len(row) != len(header):
             raise ValueError(
@@ -312,68 +235,33 @@ def _read_table(path):
     return names, [(line, row[0].strip(), row[1:]) for line, row in rows]
 
 
-def _tfds(name, split, data_dir, download):
+def _tfds(settings):
     import tensorflow_datasets as tfds
 
-    builder = data.open_builder(name, data_dir, download, example="celeb_a")
-    features = dict(builder.info.features.items())
-    image, attributes = features.get("image"), features.get("attributes")
-    if not (
-        isinstance(image, tfds.features.Image)
-        and image.np_dtype == np.uint8
-        and isinstance(attributes, tfds.features.FeaturesDict)
-        and all(x.np_dtype == np.bool_ for x in attributes.values())
-        and all(x.shape == () for x in attributes.values())
+    opened = {
+        split: data.read_tfds(
+            *(settings.data, split, {"image": None}),
+            *(settings.data_dir, settings.download),
+            example="celeb_a",
+        )
+        for split in ("train", "validation")
+    }
+    info, _ = opened["train"]
+    features = dict(info.features.items())
+    flags = features.get("attributes")
+    if not isinstance(flags, tfds.features.FeaturesDict) or any(
+        (x.shape, x.np_dtype) != ((), np.bool_) for x in flags.values()
     ):
         raise ValueError(
-            'The dataset has no 8-bit images called "image" with a dictionary '
-            'of booleans called "attributes". Choose another one, such as '
-            f'"celeb_a". Received: {name!r} with {features}'
-        )
-    splits = builder.info.splits
-    if split not in splits:
-        raise ValueError(
-            f"The dataset has the splits {sorted(splits)} only. Received: "
-            f"split={split!r} with name={name!r}"
+            'The dataset has no dictionary of booleans "attributes". Choose '
+            f'one such as "celeb_a". Received: {settings.data!r} with '
+            f"{features}"
         )
 
-    def read(chosen, count):
-        dataset = builder.as_dataset(
-            split=split,
-            # By default small datasets are kept in memory once more.
-            read_config=tfds.ReadConfig(try_autocache=False),
-            decoders=tfds.decode.PartialDecoding(
-                {"image": True, "attributes": {*chosen}}
-            ),
-        )
-        for example in tfds.as_numpy(dataset.take(count)):
-            array = example["image"]
-            # PIL wants two dimensions where there is one channel.
-            array = array[..., 0] if array.shape[-1] == 1 else array
+    def read(split, chosen, count):
+        for example in itertools.islice(opened[split][1], count):
             values = [example["attributes"][name] for name in chosen]
-            yield data.plain(Image.fromarray(array)), values
+            yield data.plain_array(example["image"]), values
 
-    return list(attributes), splits[split].num_examples, read
-
-
-def make_batches(images, batch_size, seed=0, mirror=False):
-    """Batches of images and attributes.
-
-    Args:
-        images: An `AttributedImages`.
-        batch_size: Int.
-        seed: Int.
-        mirror: Boolean. Whether to mirror about half of the images.
-
-    Returns:
-        A `batches.Batches` of pairs of float32 arrays: images in [-1, 1],
-        `(batch_size, size, size, 3)`, and attributes of 0 and 1,
-        `(batch_size, number)`.
-    """
-    return batches.Batches(
-        [images.images, images.attributes],
-        batch_size,
-        seed,
-        mirror,
-        lambda pixels, values: (batches.to_float(pixels), values),
-    )
+    counts = {split: info.splits[split].num_examples for split in opened}
+    return [*flags], counts, read

@@ -1,6 +1,7 @@
 """Measures ways to enlarge photographs, and shows them side by side."""
 
 import csv
+import itertools
 import os
 
 import keras
@@ -25,47 +26,38 @@ PUBLISHED = {
 
 
 def evaluate(pairs, models, crop, niqe_model=None):
-    """Enlarges and measures photographs by bicubic interpolation and models.
-
-    Args:
-        pairs: A `photographs.Pairs`.
-        models: Dict from names to Keras models.
-        crop: Int, the pixels at each border that are not looked at.
-        niqe_model: What `keras_san.metrics.image_quality.niqe` takes.
+    """Enlarges and measures photographs, `crop` pixels of a border left out.
 
     Returns:
-        A dict from names, `"bicubic"` the first and `"truth"` the last, to
-        arrays `(photographs, 3)` of PSNR in dB, SSIM and NIQE; and a dict of
-        the enlarged photographs, lists of uint8 arrays.
-
-    Raises:
-        ValueError: if a photograph cannot be measured, as it is too small.
+        A dict from names, `"bicubic"`, those of the dict `models`, `"truth"`,
+        to arrays `(photographs, 3)` of PSNR in dB, SSIM and NIQE; and a dict
+        from them to lists of uint8 arrays.
     """
-    made = {"bicubic": [imresize(low, pairs.scale) for low in pairs.small]}
+    made = {"bicubic": bicubic(pairs)}
     for name, model in models.items():
         made[name] = [
-            upscaling.enlarge(model, batches.to_float(low))
-            for low in pairs.small
+            upscaling.enlarge(model, batches.to_float(pair.small))
+            for pair in pairs
         ]
-    made["truth"] = pairs.large
-    scores = {}
+    made["truth"] = [pair.large for pair in pairs]
+    scores = {method: [] for method in made}
     for method, images in made.items():
-        rows = []
-        for name, truth, image in zip(pairs.names, pairs.large, images):
+        for (name, _, truth), image in zip(pairs, images):
             try:
-                rows.append(
-                    [
-                        image_quality.psnr(truth, image, crop),
-                        image_quality.ssim(truth, image, crop),
-                        image_quality.niqe(image, niqe_model, crop),
-                    ]
-                )
+                psnr = image_quality.psnr(truth, image, crop)
+                ssim = image_quality.ssim(truth, image, crop)
+                niqe = image_quality.niqe(image, niqe_model, crop)
             except ValueError as error:
                 raise ValueError(
                     f"{name!r} by {method} cannot be measured: {error}"
                 ) from error
-        scores[method] = np.array(rows)
-    return scores, made
+            scores[method].append((psnr, ssim, niqe))
+    return {name: np.array(rows) for name, rows in scores.items()}, made
+
+
+def bicubic(pairs):
+    """The photographs, enlarged by bicubic interpolation."""
+    return [imresize(pair.small, pair.scale) for pair in pairs]
 
 
 def print_table(scores):
@@ -76,24 +68,20 @@ def print_table(scores):
         print(f"{name:24}  {psnr:9.2f}  {ssim:.4f}  {niqe:5.2f}")
 
 
-def write_table(path, names, scores):
+def write_table(path, pairs, scores):
     """Writes what `evaluate` returns, a row for each photograph, as CSV."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["photograph", "method", "psnr", "ssim", "niqe"])
         for method, values in scores.items():
-            for name, row in zip(names, values):
-                writer.writerow([name, method, *(f"{v:.5f}" for v in row)])
+            for pair, row in zip(pairs, values):
+                writer.writerow([pair.name, method, *(f"{v:.5f}" for v in row)])
 
 
 def draw_perception_distortion(scores, path, published=False):
     """Draws NIQE over SSIM, and over PSNR, as the paper's Figure 9.
 
-    Args:
-        scores: What `evaluate` returns.
-        path: String, the PNG to write.
-        published: Boolean, whether to add the points of `PUBLISHED`, which
-            exist for PSNR only.
+    With `published` it adds the points of `PUBLISHED`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -109,14 +97,10 @@ def draw_perception_distortion(scores, path, published=False):
         axes.set_xlabel(f"{label} (distortion: more is better)")
         axes.grid(alpha=0.3)
     if published:
-        for marker, (name, values) in zip("x+*^sD", PUBLISHED.items()):
-            panels[1].plot(
-                *values,
-                marker,
-                color="black",
-                fillstyle="none",
-                label=f"{name} (published, BSD100)",
-            )
+        black = {"color": "black", "fillstyle": "none"}
+        for marker, (name, point) in zip("x+*^sD", PUBLISHED.items()):
+            label = f"{name} (published, BSD100)"
+            panels[1].plot(*point, marker, label=label, **black)
     panels[0].set_ylabel("NIQE (perception: less is better)")
     panels[1].legend(
         fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)
@@ -127,17 +111,9 @@ def draw_perception_distortion(scores, path, published=False):
 def sheet(columns, size=160, enlarge=2, rows=4):
     """Puts windows of photographs side by side, as the paper's Figure 10.
 
-    Args:
-        columns: Dict from captions to lists of uint8 arrays, the same
-            photographs in each, the last one their truth. The window of each
-            is where the truth has most detail.
-        size: Int, the height and width of the windows, or less where a
-            photograph is smaller.
-        enlarge: Int, by how much pixels are enlarged to be seen.
-        rows: Int, how many photographs are shown at most.
-
-    Returns:
-        A uint8 array `(height, width, 3)`.
+    `columns` is a dict from captions to lists of uint8 arrays, the same
+    photographs in each, the last one their truth. The window of each, `size`
+    pixels high and wide, is where the truth has most detail.
     """
     gap, caption = 4, 16
     truths = list(columns.values())[-1][:rows]
@@ -153,74 +129,54 @@ def sheet(columns, size=160, enlarge=2, rows=4):
         left = gap + column * side
         draw.text((left, 2), name, "black")
         for row, window in enumerate(windows):
-            part = Image.fromarray(np.ascontiguousarray(images[row][window]))
-            part = part.resize(
-                (part.width * enlarge, part.height * enlarge),
-                Image.Resampling.NEAREST,
-            )
-            picture.paste(part, (left, caption + row * side))
+            part = images[row][window].repeat(enlarge, 0).repeat(enlarge, 1)
+            place = left, caption + row * side
+            picture.paste(Image.fromarray(part), place)
     return np.asarray(picture)
 
 
 def _most_detailed(image, size):
     grey = image.mean(axis=2)
-    best, place = -1.0, None
-    height, width = (min(size, n) for n in grey.shape)
-    for y in _steps(grey.shape[0] - height, height // 2):
-        for x in _steps(grey.shape[1] - width, width // 2):
-            window = slice(y, y + height), slice(x, x + width)
-            # Not the middle of any part: contrast at one pixel's distance.
-            part = grey[window]
-            detail = np.abs(np.diff(part, axis=0)).mean()
-            detail += np.abs(np.diff(part, axis=1)).mean()
-            if detail > best:
-                best, place = detail, window
-    return place
+    axes = []
+    for length in grey.shape:
+        side = min(size, length)
+        starts = range(0, length - side, max(1, side // 2))
+        axes.append([slice(i, i + side) for i in (*starts, length - side)])
 
+    def detail(window):
+        # Contrast at one pixel's distance.
+        return sum(np.abs(np.diff(grey[window], axis=a)).mean() for a in (0, 1))
 
-def _steps(spare, step):
-    return sorted({*range(0, spare + 1, max(1, step)), spare})
+    return max(itertools.product(*axes), key=detail)
 
 
 class ComparisonSheet(keras.callbacks.Callback):
-    """Saves what a training makes of photographs beside the truth, as PNG.
+    """Saves what a training makes of a few photographs beside the truth.
 
-    Args:
-        folder: String, where `comparison.png` (the latest) and
-            `comparison_0001.png`, ... are written. It is created if missing.
-        pairs: A `photographs.Pairs`.
-        before: A generator to compare with, or `None`.
+    As `comparison_0001.png`, ... and `comparison.png`, the latest; with what a
+    generator made `before`.
     """
 
-    def __init__(self, folder, pairs, before=None, rows=4):
+    def __init__(self, folder, pairs, before=None):
         super().__init__()
         self.folder = folder
-        self.pairs = pairs
-        self.rows = rows
+        self.pairs = pairs[:4]
         self.latest = None
-        small = pairs.small[:rows]
-        self.columns = {
-            "bicubic": [imresize(low, pairs.scale) for low in small]
-        }
+        self.columns = {"bicubic": bicubic(self.pairs)}
         if before is not None:
-            self.columns["pixel loss alone"] = [
-                callbacks.enlarge(before, low) for low in small
-            ]
+            self.columns["pixel loss alone"] = self.enlarged(before)
 
-    def picture(self, model):
-        """The picture, as a uint8 array."""
-        columns = dict(self.columns)
-        columns["trained"] = [
-            callbacks.enlarge(model, low)
-            for low in self.pairs.small[: self.rows]
-        ]
-        columns["truth"] = self.pairs.large
-        return sheet(columns, rows=self.rows)
+    def enlarged(self, model):
+        """The photographs, enlarged by a model or GAN."""
+        return [callbacks.enlarge(model, pair.small) for pair in self.pairs]
 
     def on_epoch_end(self, epoch, logs=None):
-        if not getattr(self.model, "is_chief", True):
-            return
         os.makedirs(self.folder, exist_ok=True)
-        self.latest = picture = self.picture(self.model)
+        truth = [pair.large for pair in self.pairs]
+        trained = self.enlarged(self.model)
+        self.latest = sheet(
+            {**self.columns, "trained": trained, "truth": truth}
+        )
         for name in (f"comparison_{epoch + 1:04d}.png", "comparison.png"):
-            Image.fromarray(picture).save(os.path.join(self.folder, name))
+            path = os.path.join(self.folder, name)
+            Image.fromarray(self.latest).save(path)

@@ -5,8 +5,11 @@ import dataclasses
 import glob
 import os
 
+import keras
 import numpy as np
 from PIL import Image, ImageOps
+
+from keras_san.checks import check_count
 
 # The split and the size that are read where none is asked for, and the filter
 # by which images are resized. For STL-10 all three are those of mimicry.
@@ -40,28 +43,19 @@ class Images:
 def load(name="digits", split=None, size=None, data_dir=None, download=False):
     """Reads a whole dataset into memory.
 
-    Transparent pixels turn white, 16 bits per channel turn into 8, and a
-    photograph is turned upright as its EXIF data say. If all images are
-    greyscale they have one channel, else three.
+    Images are decoded as `plain` says. If all are greyscale they have one
+    channel, else three.
 
     Args:
-        name: String. `"digits"` are scikit-learn's 1,797 handwritten digits,
-            enlarged to 16 x 16; they need no network. An existing folder
-            stands for all images below it, sorted by path, without hidden
-            files; if all lie in sub-folders, those are the classes. Any
-            other name is one of tensorflow-datasets.
-        split: String, as tensorflow-datasets writes it, for instance
-            `"train[:1000]"`. Digits and folders have `"train"` only. `None`
-            stands for `"train"`, and for `"unlabelled"` in `"stl10"`.
-        size: Int `N`: the central square of each image, resized to N x N by
-            PIL's bicubic filter, or for `"stl10"` by its bilinear one. `None`
-            stands for 16 in `"digits"`, which have 8 x 8 pixels, for 48 in
-            `"stl10"`, whose images have 96 x 96, and leaves those of other
-            datasets as they are.
-        data_dir: String. Where tensorflow-datasets keeps its datasets.
-            `None` stands for its own default.
-        download: Boolean. Whether tensorflow-datasets may download and
-            prepare what it does not find.
+        name: String. `"digits"` are scikit-learn's, enlarged. An existing
+            folder stands for all images below it; if all lie in sub-folders,
+            those are the classes. Any other name is one of
+            tensorflow-datasets.
+        split: String, as tensorflow-datasets writes it.
+        size: Int, to which the central square of each image is resized, or
+            `None` for a size that is usual, see `_DEFAULTS`.
+        data_dir: As of `read_tfds`.
+        download: As of `read_tfds`.
 
     Returns:
         An `Images`.
@@ -72,27 +66,22 @@ def load(name="digits", split=None, size=None, data_dir=None, download=False):
             files of tensorflow-datasets are missing or damaged.
     """
     name = os.fspath(name)
-    if size is not None and size < 1:
-        raise ValueError(
-            f"`size` must be a positive integer. Received: size={size}"
-        )
-    folder = name != "digits" and os.path.isdir(name)
+    if size is not None:
+        check_count("size", size)
+    kind = source(name, "digits")
     # tensorflow-datasets takes a version too, as in "stl10:1.0.0".
-    known = None if folder else name.partition(":")[0]
+    known = "" if kind == "folder" else name.partition(":")[0]
     defaults = _DEFAULTS.get(known, _DEFAULTS_OF_OTHERS)
-    split = defaults[0] if split is None else split
-    size = defaults[1] if size is None else size
-    if not folder and name != "digits":
+    split, size = split or defaults[0], size or defaults[1]
+    if kind == "tfds":
         items, num_classes = _tfds(name, split, data_dir, download)
     elif split != "train":
         raise ValueError(
             "Only tensorflow-datasets have splits; of a folder pass a "
             f"sub-folder. Received: split={split!r} with name={name!r}"
         )
-    elif name == "digits":
-        items, num_classes = _digits()
     else:
-        items, num_classes = _folder(name)
+        items, num_classes = _folder(name) if kind == "folder" else _digits()
 
     arrays, labels, first = [], [], None
     for where, image, label in items:
@@ -117,12 +106,19 @@ def load(name="digits", split=None, size=None, data_dir=None, download=False):
     # Greyscale among colours: the same value in all three channels.
     channels = max(array.shape[2] for array in arrays)
     arrays = [np.broadcast_to(a, a.shape[:2] + (channels,)) for a in arrays]
+    images = Images(name, np.stack(arrays))
     # tensorflow-datasets writes -1 where a label is missing, as in STL-10.
     if num_classes is None or min(labels) < 0:
-        return Images(name, np.stack(arrays))
-    return Images(
-        name, np.stack(arrays), np.array(labels, "int32"), num_classes
-    )
+        return images
+    labels = np.array(labels, "int32")
+    return dataclasses.replace(images, labels=labels, num_classes=num_classes)
+
+
+def source(name, own):
+    """Where data of a name come from: `"own"`, `"folder"` or `"tfds"`."""
+    if name == own:
+        return "own"
+    return "folder" if os.path.isdir(name) else "tfds"
 
 
 # Each source returns its images as tuples `(where, PIL image, label)`, one by
@@ -171,6 +167,34 @@ def by_name(folder):
     return dict(sorted(files.items()))
 
 
+def matching(folders):
+    """The files of folders that have the same names but for the endings.
+
+    Args:
+        folders: Dict from kinds to folders.
+
+    Returns:
+        A list of pairs: a name, and the dict from kinds to its files.
+
+    Raises:
+        ValueError: if a name is missing in one of them.
+    """
+    files = {kind: by_name(folder) for kind, folder in folders.items()}
+    every = set().union(*files.values())
+    for kind, folder in folders.items():
+        missing = sorted(every - {*files[kind]})
+        if missing:
+            raise ValueError(
+                "Files that belong together must have the same names but for "
+                f"the endings. Received: {len(missing)} without another one, "
+                f"the first of them {missing[0]!r}, which is not in {folder!r}"
+            )
+    return [
+        (name, {kind: files[kind][name] for kind in folders})
+        for name in sorted(every)
+    ]
+
+
 def _folder(path):
     files = files_below(path)
     images = (decode(os.path.join(path, file)) for file in files)
@@ -181,24 +205,38 @@ def _folder(path):
     return zip(files, images, map(classes.index, tops)), len(classes)
 
 
-def open_builder(
-    name, data_dir, download, embedded="digits", example="cifar10"
+def read_tfds(
+    name,
+    split,
+    wanted,
+    data_dir=None,
+    download=False,
+    own="digits",
+    example="cifar10",
+    decode=True,
 ):
-    """The builder of a dataset of tensorflow-datasets, prepared.
+    """Reads a dataset of tensorflow-datasets, one example after the other.
 
     Args:
         name: String.
+        split: String, as tensorflow-datasets writes it.
+        wanted: Dict from the names of the images that it must have to their
+            numbers of channels, or `None` for any.
         data_dir: String, or `None` for the place that is usual.
-        download: Boolean, whether it may be downloaded.
-        embedded: String, what needs no dataset.
+        download: Boolean, whether it may be downloaded and prepared.
+        own: String, what needs no dataset.
         example: String, a dataset of the kind that is wanted.
+        decode: Boolean, whether images are arrays, not bytes of files.
 
     Returns:
-        A `tfds.core.DatasetBuilder`.
+        A `tfds.core.DatasetInfo`, and an iterator of dicts of NumPy arrays.
 
     Raises:
-        ValueError: if there is no such dataset, or it is not prepared.
+        ValueError: if there is no such dataset or split, if it is not
+            prepared, or of another kind; from the iterator, if files are
+            missing or damaged.
     """
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     try:
@@ -207,9 +245,9 @@ def open_builder(
         # Its message goes on with the names of a thousand datasets.
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f'There is no such dataset. Pass "{embedded}", the path of an '
-            "existing folder of images, or a dataset of tensorflow-datasets "
-            f'such as "{example}". Received: {name!r} ({reason})'
+            f'There is no such dataset. Pass "{own}", the path of an existing '
+            "folder of images, or a dataset of tensorflow-datasets such as "
+            f'"{example}". Received: {name!r} ({reason})'
         ) from None
     if download:
         builder.download_and_prepare()
@@ -219,50 +257,56 @@ def open_builder(
             "in which tensorflow-datasets prepared it, or `--download`. "
             f"Received: {name!r}, looked for in {str(builder.data_path)!r}"
         )
-    return builder
-
-
-def _tfds(name, split, data_dir, download):
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    builder = open_builder(name, data_dir, download)
-    features = dict(builder.info.features.items())
-    image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image) or image.dtype != np.uint8:
-        raise ValueError(
-            'The dataset has no 8-bit images called "image". Choose another '
-            f"one. Received: {name!r} with {features}"
-        )
-    labelled = isinstance(label, tfds.features.ClassLabel)
+    info = builder.info
+    features = dict(info.features.items())
+    images = [features.get(key) for key in wanted]
+    for image, channels in zip(images, wanted.values()):
+        if (
+            not isinstance(image, tfds.features.Image)
+            or image.np_dtype != np.uint8
+            or channels not in (None, image.shape[-1])
+        ):
+            listed = " and ".join(
+                f"`{key}`" + f" of {channels} channels" * (channels is not None)
+                for key, channels in wanted.items()
+            )
+            raise ValueError(
+                f"The dataset must have 8-bit images {listed}. Take one such "
+                f'as "{example}". Received: {name!r} with {features}'
+            )
     # Reading in batches is faster, but batches need images of one size.
-    batch_size = 1 if None in image.shape else 256
-    # By default small datasets are kept in memory once more, uncompressed.
-    read_config = tfds.ReadConfig(try_autocache=False)
+    pixels = [
+        np.prod(image.shape) for image in images if None not in image.shape
+    ]
+    static = decode and len(pixels) == len(images)
+    batch_size = int(max(1, min(256, 1e6 // sum(pixels)))) if static else 1
     try:
         dataset = builder.as_dataset(
-            split=split, batch_size=batch_size, read_config=read_config
+            split=split,
+            batch_size=batch_size,
+            # By default small datasets are kept in memory once more.
+            read_config=tfds.ReadConfig(try_autocache=False),
+            decoders=(
+                None
+                if decode
+                else dict.fromkeys(wanted, tfds.decode.SkipDecoding())
+            ),
         )
     except ValueError as error:
         raise ValueError(
-            f"The dataset has the splits {sorted(builder.info.splits)}. Pass "
-            "one of them, or a part that is not empty, such as "
-            f'"train[:1000]". Received: split={split!r} of {name!r} ({error})'
+            f"The dataset has the splits {sorted(info.splits)}. Pass one of "
+            'them, or a part that is not empty, such as "train[:1000]". '
+            f"Received: split={split!r} of {name!r} ({error})"
         ) from error
 
-    def items():
-        i = 0
+    def examples():
         try:
-            for examples in tfds.as_numpy(dataset):
-                for j, array in enumerate(examples["image"]):
-                    # PIL wants two dimensions where there is one channel.
-                    array = array[..., 0] if array.shape[-1] == 1 else array
-                    image = plain(Image.fromarray(array))
-                    yield f"image {i}", image, labelled and examples["label"][j]
-                    i += 1
+            for batch in tfds.as_numpy(dataset):
+                for i in range(len(batch[next(iter(wanted))])):
+                    yield keras.tree.map_structure(lambda x: x[i], batch)
         except tf.errors.OpError as error:
             # TensorFlow does not say in which file.
-            damages = _damages(builder.info, split)
+            damages = _damages(info, split)
             if not damages:
                 raise
             raise ValueError(
@@ -271,7 +315,26 @@ def _tfds(name, split, data_dir, download):
                 f"Received: {name!r}, where {', and '.join(damages)}"
             ) from error
 
-    return items(), label.num_classes if labelled else None
+    return info, examples()
+
+
+def _tfds(name, split, data_dir, download):
+    info, examples = read_tfds(name, split, {"image": None}, data_dir, download)
+    label = dict(info.features.items()).get("label")
+    num_classes = getattr(label, "num_classes", None)
+    items = (
+        (f"image {i}", plain_array(x["image"]), num_classes and x["label"])
+        for i, x in enumerate(examples)
+    )
+    return items, num_classes
+
+
+def plain_array(array):
+    """A PIL image as of `plain` of an array `(height, width, channels)`."""
+    # PIL wants two dimensions where there is one channel.
+    return plain(
+        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    )
 
 
 def _damages(info, split):
@@ -319,7 +382,10 @@ def reading(path):
 
 
 def plain(image):
-    """Brings a PIL image of any kind to mode "L" or "RGB"."""
+    """Brings a PIL image of any kind to mode "L" or "RGB".
+
+    Transparent pixels turn white, and 16 bits per channel into 8.
+    """
     low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
     if image.mode == "F" or low < 0 or high > 65535:
         raise ValueError("its range is not known, save it with 8 or 16 bits")

@@ -11,9 +11,9 @@ import keras
 
 import keras_san
 from experiments import batches, data, runs, settings, training
-from keras_san import callbacks, losses, regularizers
+from keras_san import callbacks, penalties, regularizers
+from keras_san.augmentation import AdaptiveAugmentation
 from keras_san.checks import check_count
-from keras_san.metrics import extractors
 from keras_san.networks import biggan, sngan
 
 LATENT_DIM = 128
@@ -29,12 +29,20 @@ class Images(settings.Data):
     """crop and scale to N x N"""
     network: settings.Name = "small"
     """small, cnn, resnet or biggan; sets what follows"""
-    last_block: bool = False
+    last_block: settings.Flag = False
     """resnet: keep the block that SAN drops at 48 pixels"""
     initializer: settings.SomeName = None
     """of the critic: a name in Keras, or a deviation"""
     loss: settings.Name = "hinge"
-    """or wasserstein, non_saturating"""
+    """or wasserstein, non_saturating, relativistic"""
+    r1: settings.Number = 0.0
+    """weight of the penalty on gradients at real images"""
+    r2: settings.Number = 0.0
+    """that of the one at generated images"""
+    penalty_interval: settings.Count = 1
+    """updates of the critic from one penalty to the next"""
+    augmentation: settings.SomeName = None
+    """of what the critic sees: color,translation,cutout or adaptive"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,10 +190,7 @@ def run(args):
         OSError: if a checkpoint cannot be written.
         ImportError: if TensorBoard is not installed.
     """
-    scope = runs.strategy_scope(args.strategy)
-    run, extractor = open_run(args)
-    if extractor is not None:
-        extractor = extractors.get(extractor)
+    run = open_run(args)
     images = data.load(
         args.data,
         size=args.size,
@@ -193,24 +198,24 @@ def run(args):
         download=args.download,
     )
     drawn = make_batches(args, images)
-    gan = run.build(scope, lambda: make_gan(args, images))
+    gan = run.build(lambda: make_gan(args, images))
     # Digits of 16 pixels are hard to see in their own size.
     scale = max(2, 64 // images.images.shape[1])
-    shown = run.callbacks(callbacks.SampleGrid(run.folder, scale=scale))
-    if extractor is not None and gan.is_chief:
+    first, last = [], []
+    if run.extractor is not None and gan.is_chief:
         every = args.evaluate_every // args.steps_per_epoch
-        shown.insert(
-            0,
+        first.append(
             callbacks.Evaluation(
-                images.images, extractor, every, args.samples, args.seed
-            ),
+                *(images.images, run.extractor, every),
+                *(args.samples, args.seed),
+            )
         )
     if args.monitor is not None:
-        shown.append(make_monitor(args, run, images))
+        last.append(make_monitor(args, run, images))
     if gan.is_chief:
-        # Only now, that nothing about the settings can be wrong any more.
         run.begin()
-    run.fit(gan, drawn, shown)
+    grid = callbacks.SampleGrid(run.folder, scale=scale)
+    run.fit(gan, drawn, grid, first, last)
     if gan.is_chief:
         run.export(gan.averaged_generator or gan.generator)
         # Last, and at once: with it the run is finished.
@@ -222,24 +227,11 @@ def run(args):
 
 
 def open_run(args):
-    """The run that settings describe, once they fit together.
-
-    Args:
-        args: `Settings`.
-
-    Returns:
-        A `runs.Run`, and what `extractors.get` takes, or `None` without an
-        evaluation.
-
-    Raises:
-        ValueError: if something does not fit.
-    """
+    """The `runs.Run` that settings describe, once they fit together."""
     preset(args.network, args.normalizer)
-    training.check(args, processes=True)
     if args.evaluate_every is not None:
         check_count("samples", args.samples, least=10)
-    extractor = training.find_extractor(args)
-    return runs.Run(args, extractor), extractor
+    return runs.Run(args, processes=True)
 
 
 def make_batches(args, images):
@@ -298,14 +290,31 @@ def make_gan(args, images):
         LATENT_DIM,
         loss=args.loss,
         critic_steps=args.critic_steps,
-        penalty=(
-            losses.GradientPenalty() if args.normalizer == "wgan_gp" else None
+        penalty=make_penalties(args),
+        augmentation=(
+            AdaptiveAugmentation()
+            if args.augmentation == "adaptive"
+            else args.augmentation
         ),
         ema=args.ema or None,
         num_classes=shared.get("num_classes"),
         seed=args.seed,
     )
     return training.compile(gan, args, epsilon=args.epsilon)
+
+
+def make_penalties(args):
+    """A list of the penalties on the critic that settings describe."""
+    weights = {
+        penalties.GradientPenalty: 10.0 * (args.normalizer == "wgan_gp"),
+        penalties.R1: args.r1,
+        penalties.R2: args.r2,
+    }
+    return [
+        kind(weight, args.penalty_interval)
+        for kind, weight in weights.items()
+        if weight
+    ]
 
 
 def critic_settings(args):

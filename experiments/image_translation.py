@@ -6,7 +6,9 @@ two CPU cores. See `python -m experiments.image_translation train --help`.
 """
 
 import dataclasses
+import functools
 import os
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -57,7 +59,7 @@ class Settings(
     """small or paper; sets all else"""
     upsamplings: settings.Count
     """of the generator: 5, 6 or 7"""
-    critic: settings.Name = "default"
+    critic: settings.shown(Literal["default", "original"], "NAME") = "default"
     """or original: SPADE's, which cancels what kernels are divided by"""
     perceptual: settings.Name
     """none, vgg19, its weights (.h5), or a Keras model"""
@@ -78,9 +80,8 @@ class Settings(
         return f"{self.dataset}-spade-{self.normalizer}"
 
 
-# A small network for trying things out, and the settings of the SAN paper and
-# of SPADE's. An epoch is no pass over the data but what lies between two
-# reports; of the paper it is both.
+# Settings of the SAN paper and of SPADE's, and of a small network for trying
+# things out. An epoch is what lies between two reports, in the paper a pass.
 PAPER = Settings(
     preset="paper",
     size=(256, 512),
@@ -115,7 +116,7 @@ PRESETS = {
 }
 
 # What SPADE's authors compare of VGG19: the first activation of each block.
-_PERCEPTUAL_LAYERS = {
+PERCEPTUAL_LAYERS = {
     f"block{i + 1}_conv1": 1.0 / divisor
     for i, divisor in enumerate((32, 16, 8, 4, 1))
 }
@@ -168,65 +169,40 @@ def main(argv=None):
 
 
 def run(args):
-    """Trains a generator and a critic on label maps and photographs.
-
-    Args:
-        args: `Settings`.
-
-    Raises:
-        ValueError: for settings or files that nothing can be done with, and
-            for an output folder that exists from another run.
-        OSError: if a file cannot be written.
-        ImportError: if a package is not installed.
-    """
-    training.check(args)
-    scope = runs.strategy_scope(args.strategy)
-    check_count("show", args.show)
-    check_size(args)
-    check_tiles(args)
-    found = training.find_extractor(args)
-    extractor = None if found is None else extractors.get(found)
-    run = runs.Run(args, found)
-    content_losses = training.make_perceptual_losses(
-        args, layers=perceptual_layers(args), activated=True
-    )
+    """Trains a generator and a critic as `Settings` say."""
+    run = runs.Run(args)
+    check(args)
+    content_losses = make_content_losses(args)
+    extractor = run.extractor
     train, validation = load_scenes(args)
     print(
         f"{len(train)} scenes to train on, {len(validation)} to validate, "
         f"{train.num_classes} classes"
     )
-    gan = run.build(
-        scope, lambda: make_gan(args, train.map_channels, content_losses)
-    )
+    gan = run.build(lambda: make_gan(args, train.map_channels, content_losses))
     drawn = scenes.make_batches(
         train, args.batch_size * args.critic_steps, args.seed
     )
     grid = callbacks.SampleGrid(
         run.folder, scale=1, picture=triptychs(validation, args.show)
     )
-    shown = run.callbacks(grid)
+    first = []
     if extractor is not None:
-        shown.insert(0, make_evaluation(args, extractor, validation))
-    # Only now, that nothing about the settings can be wrong any more.
-    run.begin()
-    run.write(
-        "classes.json",
-        {
+        first.append(make_evaluation(args, extractor, validation))
+    run.begin(
+        classes={
             "num_classes": train.num_classes,
             "void": args.void,
             "edges": train.edges is not None,
-        },
+        }
     )
-    run.fit(gan, drawn, shown)
-    network = gan.averaged_generator or gan.generator
-    runs.save_network(network, run.path("generator.keras"))
-    run.export(network)
-    print(f"Look at {run.path('samples.png')}")
-    print(f"The generator is {run.path('generator.keras')}")
+    run.fit(gan, drawn, grid, first)
+    run.export(run.save(gan))
 
 
-def check_size(args):
-    """Raises a `ValueError` unless both networks take scenes of that size."""
+def check(args):
+    """Raises a `ValueError` if settings do not fit together."""
+    check_count("show", args.show)
     factor = 2**args.upsamplings
     if any(n < 64 or n % factor for n in args.size):
         raise ValueError(
@@ -236,37 +212,41 @@ def check_size(args):
             f"{max(64, factor) + factor}, ... "
             f"Received: --size {args.size[0]} {args.size[1]}"
         )
-
-
-def check_tiles(args):
-    """Raises a `ValueError` unless tiles fit into what is measured."""
-    if args.tiles is None:
-        return
-    if args.evaluate_every is None:
+    every, largest = args.evaluate_every, min(args.size)
+    if args.tiles is not None and (not every or not 1 <= args.tiles <= largest):
         raise ValueError(
             "Tiles are what an evaluation looks at: pass --evaluate-every, "
-            f"too. Received: --tiles {args.tiles} without it"
+            f"too, and tiles of at most {largest} pixels. Received: --tiles "
+            f"{args.tiles} with --evaluate-every {every} and --size {args.size}"
         )
-    if not 1 <= args.tiles <= min(args.size):
+    if args.perceptual_layers is not None and args.perceptual == "none":
         raise ValueError(
-            "Tiles cannot be larger than scenes, which are resized to --size. "
-            f"Received: --tiles {args.tiles} with --size {args.size}"
+            "Layers are those of the network of a perceptual loss: pass "
+            "--perceptual, too. Received: --perceptual-layers "
+            f"{' '.join(args.perceptual_layers)} without it"
         )
+
+
+def make_content_losses(args):
+    """The perceptual loss, or none, in a list."""
+    layers = PERCEPTUAL_LAYERS
+    if args.perceptual_layers is not None:
+        layers = dict.fromkeys(args.perceptual_layers, 1.0)
+    return training.make_perceptual_losses(args, layers=layers, activated=True)
 
 
 def load_scenes(args):
     """The scenes to train on, and those to draw and to measure."""
-    settings = {
-        "size": args.size,
-        "void": args.void,
-        "data_dir": args.data_dir,
-        "download": args.download,
-    }
-    train = scenes.load(args.data, num_classes=args.classes, **settings)
-    num_classes = train.num_classes - (args.void is not None)
-    validation = scenes.load(
-        args.data, "validation", num_classes=num_classes, **settings
+    load = functools.partial(
+        *(scenes.load, args.data),
+        size=args.size,
+        void=args.void,
+        data_dir=args.data_dir,
+        download=args.download,
     )
+    train = load("train", num_classes=args.classes)
+    num_classes = train.num_classes - (args.void is not None)
+    validation = load("validation", num_classes=num_classes)
     if train.map_channels != validation.map_channels:
         raise ValueError(
             "Instance ids must be there for training and validation, or for "
@@ -277,11 +257,6 @@ def load_scenes(args):
 
 def make_gan(args, map_channels, content_losses):
     """The compiled GAN that settings describe."""
-    if args.critic not in ("default", "original"):
-        raise ValueError(
-            "The critics are default and original. Received: --critic "
-            f"{args.critic}"
-        )
     shared = {"resolution": args.size, "map_channels": map_channels}
     gan = keras_san.PairedGAN(
         spade.generator(
@@ -307,21 +282,8 @@ def make_gan(args, map_channels, content_losses):
     return training.compile(gan, args)
 
 
-def perceptual_layers(args):
-    """Layers and the factors on what is found there, as a dict."""
-    if args.perceptual_layers is not None and args.perceptual == "none":
-        raise ValueError(
-            "Layers are those of the network of a perceptual loss: pass "
-            "--perceptual, too. Received: --perceptual-layers "
-            f"{' '.join(args.perceptual_layers)} without it"
-        )
-    if args.perceptual_layers is None:
-        return _PERCEPTUAL_LAYERS
-    return dict.fromkeys(args.perceptual_layers, 1.0)
-
-
 def make_evaluation(args, extractor, validation):
-    """FID and KID of all that is made of the validation split."""
+    """The callback that measures all that is made of the validation split."""
     if len(validation) < 2:
         raise ValueError(
             "To measure, there must be two scenes to validate at least. "
@@ -333,8 +295,7 @@ def make_evaluation(args, extractor, validation):
 
     def draw(gan):
         for start in range(0, len(validation), 16):
-            part = slice(start, start + 16)
-            yield gan.generate(validation.maps(part))
+            yield gan.generate(validation[start : start + 16].maps())
 
     return callbacks.Evaluation(
         validation.images,
@@ -349,12 +310,11 @@ def triptychs(validation, count):
     """A callable from the GAN to labels, what it makes of them, and truth."""
     # Not the first ones: of a film these are nearly the same.
     shown = validation[:: max(1, len(validation) // count)][:count]
-    maps, columns = shown.maps(), [shown.colours(), shown.images]
+    maps, colours = shown.maps(), shown.palette[shown.labels]
 
     def draw(gan):
-        labels, images = map(batches.to_float, columns)
-        made = gan.generate(maps)
-        rows = np.stack([labels, made, images], axis=1)
+        labels, images = map(batches.to_float, (colours, shown.images))
+        rows = np.stack([labels, gan.generate(maps), images], axis=1)
         return callbacks.image_grid(rows.reshape(-1, *rows.shape[2:]), 3, 4)
 
     return draw
@@ -374,16 +334,19 @@ def translate(argv=None):
             f"for no other. Received: --instances {args.instances}, for one "
             f"trained {'with' if classes['edges'] else 'without'} them"
         )
+    ids = data.by_name(args.instances) if classes["edges"] else {}
 
     def work(source, target):
+        # Below a folder with its sub-folders.
+        name = os.path.splitext(os.path.relpath(target, args.output))[0]
+        if classes["edges"] and name not in ids:
+            raise ValueError(
+                "Each label map needs ids of its instances. Received: "
+                f"{source!r}, without {name!r} in {args.instances!r}"
+            )
         maps = label_maps.read_maps(
-            source,
-            model.input_shape[1:3],
-            classes["num_classes"],
-            classes["void"],
-            args.instances,
-            # Below a folder with its sub-folders.
-            os.path.splitext(os.path.relpath(target, args.output))[0],
+            *(source, ids.get(name), model.input_shape[1:3]),
+            *(classes["num_classes"], classes["void"]),
         )
         # The first: under a strategy Keras makes one on each replica.
         made = model.predict_on_batch(maps[None].astype("float32"))[0]

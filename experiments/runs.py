@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 
@@ -9,6 +10,7 @@ import keras
 
 from experiments import training
 from keras_san import callbacks
+from keras_san.metrics import extractors
 
 # What may change when a run is resumed: how long and where it trains.
 _FREE = (
@@ -105,21 +107,26 @@ _STRATEGIES = {
 class Run:
     """One training: its folder, and how it goes on.
 
+    Set up before anything else computes, as it sets up the devices.
+
     Args:
         settings: Those of a training.
-        extractor: What `training.find_extractor` found.
+        processes: Boolean, whether it may run in several processes.
 
     Raises:
-        ValueError: if there is such a folder already, or, to resume, none of
-            the same settings.
+        ValueError: if settings do not fit together, if there is such a folder
+            already, or, to resume, none of the same settings.
     """
 
-    def __init__(self, settings, extractor=None):
+    def __init__(self, settings, processes=False):
+        training.check(settings, processes)
         self.settings = settings
+        self.scope = strategy_scope(settings.strategy)
+        self._found = training.find_extractor(settings)
         self.folder = os.path.join(settings.output, settings.run_name)
         self.checkpoint = callbacks.Checkpoint(self.path("checkpoint"))
         self.finished = self.checkpoint.finished_epochs()
-        self.record = _record(settings, extractor)
+        self.record = _record(settings, self._found)
         if settings.resume:
             self._compare()
         elif os.path.exists(self.folder):
@@ -129,6 +136,11 @@ class Run:
                 "another name, or --resume to go on with it. Received: "
                 f"--name {settings.run_name}"
             )
+
+    @functools.cached_property
+    def extractor(self):
+        """A feature extractor to evaluate with, or `None`."""
+        return None if self._found is None else extractors.get(self._found)
 
     def _compare(self):
         """Raises a `ValueError` unless the run began as it is to go on."""
@@ -164,62 +176,62 @@ class Run:
         """The path of a file in the folder."""
         return os.path.join(self.folder, *names)
 
-    def build(self, scope, make):
-        """Builds and restores what is trained.
+    def build(self, make):
+        """What is trained, in the state of the checkpoint if there is one.
 
         Args:
-            scope: What `strategy_scope` returned.
             make: Callable that returns a compiled GAN.
-
-        Returns:
-            What it returned, in the state of the checkpoint if there is one.
         """
         keras.utils.set_random_seed(self.settings.seed)
         keras.config.set_dtype_policy(self.settings.precision)
-        with scope:
+        with self.scope:
             gan = make()
             self.checkpoint.restore(gan)
         return gan
 
-    def begin(self):
-        """Makes the folder. Call it once nothing can be wrong any more."""
-        os.makedirs(self.folder, exist_ok=True)
-        self.write("settings.json", self.record)
-
-    def write(self, name, values):
-        """Writes a JSON file, whole or not at all."""
-        with open(self.path(f"{name}.new"), "w") as file:
-            json.dump(values, file, indent=1)
-        os.replace(self.path(f"{name}.new"), self.path(name))
-
-    def callbacks(self, grid):
-        """Callbacks that report, draw and save after each epoch.
+    def begin(self, **files):
+        """Makes the folder, once nothing can be wrong any more.
 
         Args:
-            grid: That which draws, and has the picture as `latest`.
+            **files: What to write as JSON, by the names of the files.
         """
-        return [
-            callbacks.Progress(),
-            grid,
-            callbacks.TrainingLog(self.folder),
-            callbacks.TensorBoard(
-                self.path("tensorboard"), picture=lambda model: grid.latest
-            ),
-            # Last: what it has saved, the others have seen.
-            self.checkpoint,
-        ]
+        os.makedirs(self.folder, exist_ok=True)
+        for name, values in {"settings": self.record, **files}.items():
+            path = self.path(f"{name}.json")
+            with open(f"{path}.new", "w") as file:
+                json.dump(values, file, indent=1)
+            os.replace(f"{path}.new", path)
 
-    def fit(self, gan, batches, shown, before=0):
+    def fit(self, gan, batches, picture, first=(), last=(), before=0):
         """Trains to the end, from where the run was left.
 
         Args:
             gan: What `build` returned.
             batches: A `batches.Batches`.
-            shown: List of callbacks.
+            picture: The callback that draws, and has the picture as `latest`.
+            first: Callbacks whose logs the others are to see.
+            last: Callbacks that come after the checkpoint.
             before: Int, the epochs of another training that took batches.
         """
+        board = callbacks.TensorBoard(
+            self.path("tensorboard"), picture=lambda model: picture.latest
+        )
+        log = callbacks.TrainingLog(self.folder)
+        # The checkpoint last: what it has saved, the others have seen.
+        shown = [
+            *(*first, callbacks.Progress(), picture, log, board),
+            *(self.checkpoint, *last),
+        ]
         epochs = self.settings.epochs, self.settings.steps_per_epoch
         fit(gan, batches, shown, self.finished, *epochs, before)
+
+    def save(self, gan, picture="samples.png"):
+        """Leaves the generator of a run as a file, and says where."""
+        network = gan.averaged_generator or gan.generator
+        save_network(network, self.path("generator.keras"))
+        print(f"Look at {self.path(picture)}")
+        print(f"The generator is {self.path('generator.keras')}")
+        return network
 
     def export(self, network):
         """Writes a SavedModel, where TensorFlow is installed."""
@@ -232,17 +244,7 @@ class Run:
 
 
 def fit(model, batches, shown, finished, epochs, steps, before=0):
-    """Trains a model from one epoch to another.
-
-    Args:
-        model: A compiled model.
-        batches: A `batches.Batches`.
-        shown: List of callbacks.
-        finished: Int, the epochs that are behind it.
-        epochs: Int, its last epoch.
-        steps: Int, those of an epoch.
-        before: Int, the epochs of another training that took batches.
-    """
+    """Trains a model from epoch `finished` to `epochs`, see `Run.fit`."""
     model.fit(
         batches.feed((before + finished) * steps, (before + epochs) * steps),
         epochs=epochs,
@@ -259,9 +261,10 @@ def _record(settings, extractor):
     record = dataclasses.asdict(settings)
     record["name"] = settings.run_name
     if "extractor" in record:
-        record["extractor"] = training.extractor_name(extractor)
         if extractor is None:
             record.update(dict.fromkeys({*_EVALUATION} & {*record}))
+        else:
+            record["extractor"] = extractors.name_of(extractor)
     free = {*_FREE}
     if training.falls(settings):
         # A learning rate that falls to 0 at the end falls by their number.
@@ -283,23 +286,12 @@ def read_json(folder, name):
         ) from error
 
 
-def load_network(path, example):
-    """A generator from a file.
-
-    Args:
-        path: String.
-        example: String, the name of the experiment that trains such.
-
-    Returns:
-        A `keras.Model`.
-
-    Raises:
-        ValueError: if there is none in the file.
-    """
+def load_network(path, experiment):
+    """A generator from a file that an experiment left, or a `ValueError`."""
     if not os.path.isfile(path):
         raise ValueError(
             "There is no such file. Train a network first, by `python -m "
-            f"experiments.{example} train`, or say where one is. "
+            f"experiments.{experiment} train`, or say where one is. "
             f"Received: {path!r}"
         )
     try:

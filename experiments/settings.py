@@ -17,9 +17,14 @@ import tyro
 DIVIDING = ("san", "sn", "ssn", "bsn", "bssn", "conv_sn")
 
 
+def _default(text):
+    return f"({text})" if text not in ("None", "False", "") else ""
+
+
 def shown(kind, metavar):
-    """A type by another name in the help."""
-    return Annotated[kind, tyro.conf.arg(metavar=metavar)]
+    """A type by another name in the help, where defaults of none are not."""
+    hint = tyro.conf.arg(metavar=metavar, help_behavior_hint=_default)
+    return Annotated[kind, hint]
 
 
 Count = shown(int, "N")
@@ -30,6 +35,7 @@ SomeCount = shown(int | None, "N")
 SomeName = shown(str | None, "NAME")
 SomePath = shown(str | None, "PATH")
 SomeNumber = shown(float | None, "X")
+Flag = shown(bool, None)
 Positional = tyro.conf.Positional[str]
 
 
@@ -41,7 +47,7 @@ class Data:
     """a name in tensorflow-datasets, or a folder"""
     data_dir: SomePath = None
     """where tensorflow-datasets keeps its data"""
-    download: bool = False
+    download: Flag = False
     """let missing data and networks be downloaded"""
 
     @property
@@ -60,8 +66,8 @@ class Critic:
     """that of the critic, if it is another"""
     normalizer: Name = "san"
     """what kernels are divided by: san, sn, ssn, bsn, bssn, conv_sn, none"""
-    form: Literal["divide", "project"] | None = None
-    """divide in each pass, or project after updates"""
+    form: shown(Literal["divide", "project"] | None, "NAME") = None
+    """divide in each pass (default), or project after updates"""
     scale: SomeNumber = None
     """factor on the kernels; ssn and bssn need it"""
     update_interval: SomeCount = None
@@ -120,13 +126,13 @@ class Run:
     """of the run; by default dataset and normalizer"""
     output: Path = "runs"
     """folder that holds all runs"""
-    resume: bool = False
+    resume: Flag = False
     """go on with a run that was interrupted"""
     seed: Count = 0
     """of all that is random"""
     precision: Name = "float32"
     """or mixed_float16, or mixed_bfloat16"""
-    jit: bool = False
+    jit: Flag = False
     """compile with XLA; else Keras decides"""
     steps_per_execution: Count = 1
     """from one return to Python to the next"""
@@ -147,7 +153,7 @@ class Conversion:
     """files, and folders of them"""
     output: Path
     """folder to write to, under the same names"""
-    force: bool = False
+    force: Flag = False
     """overwrite files"""
 
 

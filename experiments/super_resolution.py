@@ -6,7 +6,6 @@ need no network, for a few minutes on two CPU cores. See
 """
 
 import dataclasses
-import functools
 import os
 
 from PIL import Image
@@ -23,6 +22,8 @@ from experiments import (
 from keras_san import callbacks, losses
 from keras_san.checks import check_count
 from keras_san.networks import srgan
+
+NAME = "super_resolution"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +44,9 @@ or a name in tensorflow-datasets, as div2k/bicubic_x4"""
 
     def load(self, name, split="train", **kwargs):
         """Photographs of these settings, see `photographs.load`."""
+        check_count("factor", self.factor, least=2)
         return photographs.load(
-            name,
-            split=split,
-            scale=self.factor,
+            *(name, split, self.factor),
             data_dir=self.data_dir,
             download=self.download,
             cache=self.cache,
@@ -66,7 +66,7 @@ class Settings(settings.Run, settings.Training, settings.Critic, Photographs):
     """the middle 480 x 480 pixels of so many"""
     blocks: settings.Count
     """residual blocks of the generator"""
-    batch_norm: bool = False
+    batch_norm: settings.Flag = False
     """the authors' critic, which cancels what kernels are divided by"""
     perceptual: settings.Name
     """none, vgg19, its weights (.h5), or a Keras model"""
@@ -183,9 +183,10 @@ class Upscaling(settings.Conversion):
 
 def parse(argv=None):
     """Reads `Settings` from the command line."""
-    prog, small = "-m experiments.super_resolution train", PRESETS["small"]
-    choose = functools.partial(settings.preset, PRESETS)
-    return settings.parse(Settings, prog, argv, small, choose)
+    return settings.parse(
+        *(Settings, f"-m experiments.{NAME} train", argv, PRESETS["small"]),
+        choose=lambda asked: settings.preset(PRESETS, asked),
+    )
 
 
 def main(argv=None):
@@ -195,36 +196,24 @@ def main(argv=None):
         "evaluate": (Measurement, evaluate),
         "upscale": (Upscaling, upscale),
     }
-    return settings.command("super_resolution", commands, argv)
+    return settings.command(NAME, commands, argv)
 
 
 def run(args):
-    """Pretrains a generator by the pixel loss, then trains it with a critic.
-
-    Args:
-        args: `Settings`.
-
-    Raises:
-        ValueError: for settings or photographs that nothing can be done with,
-            and for an output folder that exists from another run.
-        OSError: if a file cannot be written.
-        ImportError: if a package is not installed.
-    """
-    training.check(args)
-    scope = runs.strategy_scope(args.strategy)
-    check_count("crop", args.crop)
-    check_count("pretraining_epochs", args.pretraining_epochs, least=0)
+    """Pretrains a generator by the pixel loss, then trains it with a critic."""
     run = runs.Run(args)
+    check_count("crop", args.crop)
+    check_count("held_out", args.held_out)
+    check_count("pretraining_epochs", args.pretraining_epochs, least=0)
     content_losses = make_content_losses(args)
     pairs, validation = load_pairs(args)
-    seen = args.crop * args.factor
-    if args.critic_resolution > seen:
+    needed = -(-args.critic_resolution // args.factor)
+    if args.crop < needed:
         raise ValueError(
-            "The critic cannot see more than a crop has: pass --crop "
-            f"{-(-args.critic_resolution // args.factor)} or more, or a "
-            "smaller --critic-resolution. Received: --critic-resolution "
-            f"{args.critic_resolution} with --crop {args.crop}, which is "
-            f"{seen} x {seen} large"
+            f"The critic cannot see more than a crop has: pass --crop {needed} "
+            "or more, or a smaller --critic-resolution. Received: --crop "
+            f"{args.crop} --factor {args.factor} --critic-resolution "
+            f"{args.critic_resolution}"
         )
     generators = []
 
@@ -232,76 +221,62 @@ def run(args):
         generators.append(make_pretrained(args))
         return make_gan(args, content_losses)
 
-    gan = run.build(scope, make)
+    gan = run.build(make)
     (generator,) = generators
-    crops = photographs.Crops(
-        *(pairs, args.crop, args.batch_size * args.critic_steps, args.seed)
-    )
+    size = args.batch_size * args.critic_steps
+    crops = photographs.Crops(pairs, args.crop, size, args.seed)
+    _, small, large = zip(*validation)
     quality = callbacks.ImageQuality(
-        validation.small,
-        validation.large,
-        crop=args.factor,
-        niqe_model=args.niqe_model,
+        small, large, crop=args.factor, niqe_model=args.niqe_model
     )
-    # Only now, that nothing about the settings can be wrong any more.
     run.begin()
     pretrained = run.path("pretrained.keras")
-    if args.pretrained is None and not os.path.exists(pretrained):
-        pretrain(args, run, generator, crops, validation, quality)
     if os.path.exists(pretrained):
         load_weights_of(generator, pretrained)
     else:
+        if args.pretrained is None:
+            pretrain(args, run, generator, crops, validation, quality)
         runs.save_network(generator, pretrained)
     if not run.finished:
         for network in (gan.generator, gan.averaged_generator):
             if network is not None:
                 network.set_weights(generator.get_weights())
     sheet = comparing.ComparisonSheet(run.folder, validation, generator)
-    shown = [quality, *run.callbacks(sheet)]
-    run.fit(gan, crops, shown, before=args.pretraining_epochs)
-    network = gan.averaged_generator or gan.generator
-    runs.save_network(network, run.path("generator.keras"))
-    print(f"Look at {run.path('comparison.png')}")
-    print(f"The generator is {run.path('generator.keras')}")
+    run.fit(gan, crops, sheet, [quality], before=args.pretraining_epochs)
+    run.save(gan, "comparison.png")
 
 
 def pretrain(args, run, generator, crops, validation, quality):
     """Trains the generator by the pixel loss alone, in a folder of its own."""
     folder = run.path("pretraining")
     checkpoint = callbacks.Checkpoint(os.path.join(folder, "checkpoint"))
-    finished = checkpoint.restore(generator)
-    if finished < args.pretraining_epochs:
-        shown = [
-            callbacks.StopWhenNotFinite(),
-            quality,
-            callbacks.Progress(),
-            comparing.ComparisonSheet(folder, validation),
-            callbacks.TrainingLog(folder),
-            checkpoint,
-        ]
-        epochs = args.pretraining_epochs, args.steps_per_epoch
-        runs.fit(generator, crops, shown, finished, *epochs)
+    shown = [
+        *(callbacks.StopWhenNotFinite(), quality, callbacks.Progress()),
+        comparing.ComparisonSheet(folder, validation),
+        *(callbacks.TrainingLog(folder), checkpoint),
+    ]
+    finished, epochs = checkpoint.restore(generator), args.pretraining_epochs
+    if finished < epochs:
+        steps = args.steps_per_epoch
+        runs.fit(generator, crops, shown, finished, epochs, steps)
 
 
 def load_pairs(args):
     """The photographs to train on, and those to measure meanwhile."""
     pairs = args.load(args.data, small=args.small)
     count = args.held_out
-    check_count("held_out", count)
-    if args.validation is None and os.path.isdir(args.data):
-        if len(pairs) <= count:
-            raise ValueError(
-                "Of a folder --held-out are set apart, and "
-                "something must be left: pass --validation, or add "
-                f"photographs. Received: {len(pairs)} in {args.data!r}, with "
-                f"--held-out {count}"
-            )
-        pairs, validation = pairs[:-count], pairs[-count:]
-    else:
-        validation = args.load(
-            args.validation or args.data, "validation", limit=count
+    if args.validation is not None or not os.path.isdir(args.data):
+        name = args.validation or args.data
+        validation = args.load(name, "validation", limit=count)
+    elif len(pairs) <= count:
+        raise ValueError(
+            "Of a folder --held-out are set apart, and something must be "
+            "left: pass --validation, or add photographs. Received: "
+            f"{len(pairs)} in {args.data!r}, with --held-out {count}"
         )
-    return pairs, validation.middle(480)
+    else:
+        pairs, validation = pairs[:-count], pairs[-count:]
+    return pairs, [pair.middle(480) for pair in validation]
 
 
 def make_generator(args):
@@ -321,14 +296,12 @@ def make_pretrained(args):
             "The order of the pixel loss is 1 or 2. Received: --pixel-order "
             f"{args.pixel_order}"
         )
-    # Like the GAN's: a file can only restore variables that exist.
-    generator.compile(
-        training.make_adam(
-            args, args.pretraining_rate, epochs=args.pretraining_epochs
-        ),
-        loss=f"mean_{order}_error",
-        **training.execution(args),
+    adam = training.make_adam(
+        args, args.pretraining_rate, epochs=args.pretraining_epochs
     )
+    loss = f"mean_{order}_error"
+    generator.compile(adam, loss=loss, **training.execution(args))
+    # Like the GAN's: a file can only restore variables that exist.
     generator.optimizer.build(generator.trainable_variables)
     return generator
 
@@ -355,50 +328,42 @@ def make_gan(args, content_losses):
 
 def make_content_losses(args):
     """The losses beside the adversarial one that settings describe."""
-    content_losses = training.make_perceptual_losses(
+    pixel = [losses.PixelLoss(args.pixel_weight)] if args.pixel_weight else []
+    return pixel + training.make_perceptual_losses(
         args, layers=args.perceptual_layer
     )
-    if args.pixel_weight:
-        content_losses.insert(0, losses.PixelLoss(args.pixel_weight))
-    return content_losses
 
 
 def load_weights_of(generator, path):
     """Takes over the weights of a generator of the same form."""
-    weights = load_network(path).get_weights()
+    weights = runs.load_network(path, NAME).get_weights()
     shapes = [weight.shape for weight in weights]
     if shapes != [tuple(weight.shape) for weight in generator.weights]:
         raise ValueError(
             "The pretrained generator has another form: pass the --factor, "
-            "--width and --blocks that it was trained with. "
-            f"Received: {path!r}"
+            f"--width and --blocks of its training. Received: {path!r}"
         )
     generator.set_weights(weights)
 
 
-def load_network(path):
-    """A generator from a file of this experiment, or a `ValueError`."""
-    return runs.load_network(path, "super_resolution")
-
-
 def evaluate(argv=None):
     """Measures networks on pairs of photographs: a table and two figures."""
-    prog = "-m experiments.super_resolution evaluate"
-    args = settings.parse(Measurement, prog, argv)
+    args = settings.parse(Measurement, f"-m experiments.{NAME} evaluate", argv)
     paths = args.generator or [
         os.path.join(args.run, name)
         for name in ("pretrained.keras", "generator.keras")
     ]
-    models = dict(zip(_short(paths), map(load_network, paths)))
-    pairs = args.load(args.data, "validation", small=args.small)
-    for name, model in models.items():
-        made = model.compute_output_shape((1, 8, 8, 3))
+    models = {}
+    for name, path in zip(_short(paths), paths):
+        models[name] = runs.load_network(path, NAME)
+        made = models[name].compute_output_shape((1, 8, 8, 3))
         if made != (1, 8 * args.factor, 8 * args.factor, 3):
             raise ValueError(
                 f"The network does not enlarge by {args.factor}: pass its "
                 f"--factor. Received: {name!r}, which makes {made[1]} x "
                 f"{made[2]} of 8 x 8 pixels"
             )
+    pairs = args.load(args.data, "validation", small=args.small)
     border = args.factor if args.border is None else args.border
     scores, made = comparing.evaluate(pairs, models, border, args.niqe_model)
     output = args.output or os.path.dirname(paths[0]) or "."
@@ -409,7 +374,7 @@ def evaluate(argv=None):
         "at each border left out"
     )
     comparing.print_table(scores)
-    comparing.write_table(f"{path}.csv", pairs.names, scores)
+    comparing.write_table(f"{path}.csv", pairs, scores)
     comparing.draw_perception_distortion(
         scores,
         f"{path}-perception-distortion.png",
@@ -422,9 +387,8 @@ def evaluate(argv=None):
 
 def _short(paths):
     """Names as short as tells networks of several runs apart."""
-    parts = [
-        os.path.splitext(os.path.abspath(p))[0].split(os.sep) for p in paths
-    ]
+    stems = [os.path.splitext(os.path.abspath(path))[0] for path in paths]
+    parts = [stem.split(os.sep) for stem in stems]
     for length in range(2, 2 + max(map(len, parts))):
         names = ["/".join(part[-length:]) for part in parts]
         if len({*names}) == len(names):
@@ -436,9 +400,8 @@ def _short(paths):
 
 def upscale(argv=None):
     """Enlarges photographs, and tells which could not be read."""
-    prog = "-m experiments.super_resolution upscale"
-    args = settings.parse(Upscaling, prog, argv)
-    model = load_network(args.generator)
+    args = settings.parse(Upscaling, f"-m experiments.{NAME} upscale", argv)
+    model = runs.load_network(args.generator, NAME)
     failures = upscaling.enlarge_files(
         model, args.paths, args.output, args.force, args.tile
     )

@@ -1,31 +1,22 @@
 """Losses, optimizers and checks of a training, made of its settings."""
 
-import math
 import os
+import sys
 
 import keras
 
 from experiments.settings import DIVIDING, check_multiple
 from keras_san import losses, normalizers
 from keras_san.checks import check_count
-from keras_san.metrics import extractors
 
 
 def check(settings, processes=False):
-    """Checks all of a training that can be checked before data are read.
+    """Raises a `ValueError` if settings of a training cannot be right.
 
     Args:
         settings: Those of a training.
         processes: Boolean, whether it may run in several processes.
-
-    Raises:
-        ValueError: if something is wrong.
     """
-    if keras.config.backend() == "torch":
-        raise ValueError(
-            "Networks are trained on TensorFlow and JAX, and used on PyTorch, "
-            "too. Received: the Keras backend torch"
-        )
     if settings.strategy == "multi_worker" and not processes:
         raise ValueError(
             "This experiment trains in one process. Received: --strategy "
@@ -34,28 +25,20 @@ def check(settings, processes=False):
     check_multiple(settings, "steps_per_epoch", "steps_per_execution")
     for name in ("epochs", "batch_size", "critic_steps"):
         check_count(name, getattr(settings, name))
-    for name in ("learning_rate", "critic_learning_rate"):
-        rate = getattr(settings, name)
-        if rate is not None and not 0.0 <= rate < math.inf:
+    for name, lowest, highest, meaning in (
+        ("learning_rate", 0.0, sys.float_info.max, "a number >= 0"),
+        ("critic_learning_rate", 0.0, sys.float_info.max, "a number >= 0"),
+        ("decay", 0.0, 1.0, "a part of the training, from 0 to 1"),
+        ("halve_at", 1e-9, 1 - 1e-9, "parts of it, above 0 and below 1"),
+        ("ema", 0.0, 1 - 1e-9, "what a step keeps, from 0 to below 1"),
+    ):
+        value = getattr(settings, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(x is None or lowest <= x <= highest for x in values):
+            flag = f"--{name.replace('_', '-')}"
             raise ValueError(
-                "A learning rate is a number >= 0. Received: "
-                f"--{name.replace('_', '-')} {rate}"
+                f"{flag} takes {meaning}. Received: {flag} {value}"
             )
-    if not 0.0 <= settings.decay <= 1.0:
-        raise ValueError(
-            "A part is a number from 0 to 1. Received: --decay "
-            f"{settings.decay}"
-        )
-    if not all(0.0 < part < 1.0 for part in settings.halve_at):
-        raise ValueError(
-            "--halve-at takes parts of a training, from 0 to 1, both "
-            f"exclusive. Received: {list(settings.halve_at)}"
-        )
-    if not 0.0 <= settings.ema < 1.0:
-        raise ValueError(
-            "--ema takes what a step keeps of the average, below 1, or 0 for "
-            f"no average. Received: --ema {settings.ema}"
-        )
     make_normalizer(settings)
 
 
@@ -135,18 +118,7 @@ def falls(settings):
 
 
 def make_adam(settings, rate, updates_per_step=1, epochs=None, **kwargs):
-    """Adam, whose rate may fall.
-
-    Args:
-        settings: Those of a training.
-        rate: Float, at the beginning.
-        updates_per_step: Int.
-        epochs: Int, by default those of the settings.
-        **kwargs: As those of `keras.optimizers.Adam`.
-
-    Returns:
-        A Keras optimizer.
-    """
+    """A Keras Adam for a training, whose rate falls as the settings say."""
     if falls(settings):
         epochs = settings.epochs if epochs is None else epochs
         steps = epochs * settings.steps_per_epoch * updates_per_step
@@ -155,29 +127,21 @@ def make_adam(settings, rate, updates_per_step=1, epochs=None, **kwargs):
 
 
 def compile(gan, settings, generator_betas=None, **kwargs):
-    """Compiles a GAN with an Adam for each network, and returns it.
-
-    Args:
-        gan: A `keras_san.GAN` or one of its kind.
-        settings: Those of a training.
-        generator_betas: Two floats, where they are not those of the critic.
-        **kwargs: As those of `keras.optimizers.Adam`.
-    """
-    rate, betas = settings.learning_rate, generator_betas or settings.betas
-    critic_rate = settings.critic_learning_rate
-    critic_rate = rate if critic_rate is None else critic_rate
-    gan.compile(
+    """Compiles a GAN with an Adam for each network, and returns it."""
+    rate, critic_rate = settings.learning_rate, settings.critic_learning_rate
+    optimizers = [
         make_adam(
-            *(settings, rate), beta_1=betas[0], beta_2=betas[1], **kwargs
-        ),
-        make_adam(
-            *(settings, critic_rate, settings.critic_steps),
-            beta_1=settings.betas[0],
-            beta_2=settings.betas[1],
+            *(settings, rate if own is None else own, updates),
+            beta_1=betas[0],
+            beta_2=betas[1],
             **kwargs,
-        ),
-        **execution(settings),
-    )
+        )
+        for own, updates, betas in (
+            (rate, 1, generator_betas or settings.betas),
+            (critic_rate, settings.critic_steps, settings.betas),
+        )
+    ]
+    gan.compile(*optimizers, **execution(settings))
     return gan
 
 
@@ -190,15 +154,7 @@ def execution(settings):
 
 
 def make_perceptual_losses(settings, **kwargs):
-    """A list of the perceptual loss, or an empty one.
-
-    Args:
-        settings: With `perceptual`, `perceptual_weight` and `download`.
-        **kwargs: As those of `losses.PerceptualLoss`.
-
-    Raises:
-        ValueError: if the network may not be downloaded, or is none.
-    """
+    """A list of the `losses.PerceptualLoss` of settings, or an empty one."""
     if settings.perceptual == "none" or not settings.perceptual_weight:
         return []
     if settings.perceptual == "vgg19" and not settings.download:
@@ -215,18 +171,12 @@ def make_perceptual_losses(settings, **kwargs):
 
 
 def find_extractor(settings):
-    """Finds the extractor to evaluate with, or `None` for no evaluation.
-
-    Args:
-        settings: Those of a training.
-
-    Returns:
-        What `keras_san.metrics.extractors.get` takes.
+    """What `metrics.extractors.get` takes, or `None` for no evaluation.
 
     Raises:
         ValueError: if nothing was passed, found, or may be downloaded.
     """
-    if settings.evaluate_every is None:
+    if getattr(settings, "evaluate_every", None) is None:
         return None
     check_multiple(settings, "evaluate_every", "steps_per_epoch")
     if settings.extractor == "inception" and not settings.download:
@@ -239,11 +189,7 @@ def find_extractor(settings):
         return settings.extractor
     name = f"{settings.dataset}_judge.keras"
     folder = settings.data_dir or "."
-    places = [
-        os.path.join(folder, name),
-        os.path.join(folder, "..", name),
-        name,
-    ]
+    places = [os.path.join(x, name) for x in (folder, f"{folder}/..", ".")]
     for path in places:
         if os.path.exists(path):
             print(f"Evaluating with {path}: judge scores, not Inception's.")
@@ -256,8 +202,3 @@ def find_extractor(settings):
         "module. Received: --evaluate-every "
         f"{settings.evaluate_every} without --extractor, and none of {places}"
     )
-
-
-def extractor_name(found):
-    """The name in a run of the extractor that was found."""
-    return None if found is None else extractors.name_of(found)

@@ -1,8 +1,5 @@
 """Enlarges image files of any size and kind by a network."""
 
-import dataclasses
-import os
-
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -13,28 +10,13 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 
 
 def enlarge(model, image, tile=128, overlap=16, dtype="uint8"):
-    """Runs a network over an image, tile by tile.
+    """Enlarges a float array `(height, width, 3)` in [-1, 1], tile by tile.
 
-    Memory is bounded by the tile. Neighbouring tiles overlap, and are joined
-    in the middle of that, where both have seen most of what a pixel depends
-    on.
-
-    Args:
-        model: A Keras model that enlarges images `(n, height, width, 3)` of
-            any size by a fixed factor.
-        image: Float array `(height, width, 3)` in [-1, 1].
-        tile: Int, the height and width of what is seen at once.
-        overlap: Int, half of how many pixels a tile shares with the next one.
-            As many as the network looks to each side leave no difference
-            (20 for 8 residual blocks, where 8 leave one level in 255).
-        dtype: `"uint8"` or `"uint16"`.
-
-    Returns:
-        An array `(scale * height, scale * width, 3)` of that type, black 0
-        and white the highest value.
-
-    Raises:
-        ValueError: if the tiles are not larger than what they share.
+    So memory is bounded. Neighbouring tiles are joined in the middle of what
+    they share, where both have seen most of what a pixel depends on. An
+    `overlap`, half of that, of as many pixels as the network looks to each side
+    leaves no difference (20 for 8 residual blocks, where 8 leave one level in
+    255). `dtype`, that of the result, is `"uint8"` or `"uint16"`.
     """
     if tile <= 2 * overlap:
         raise ValueError(
@@ -79,34 +61,14 @@ def _times(part, scale, origin=0):
     return slice(scale * (part.start - origin), scale * (part.stop - origin))
 
 
-@dataclasses.dataclass
-class Photograph:
-    """The content of an image file.
-
-    Attributes:
-        levels: uint8 array `(height, width, 3)`, or, of greyscale images
-            `(height, width)`, uint8 or uint16. Pillow reads more than 8 bits
-            only where there is no colour.
-        alpha: PIL image of mode "L", or `None`.
-        profile: Bytes, the ICC profile, or `None`.
-    """
-
-    levels: np.ndarray
-    alpha: Image.Image | None
-    profile: bytes | None
-
-
 def read(path):
-    """Reads an image file of any mode, and turns it upright.
-
-    Args:
-        path: String.
+    """Reads an image file of any mode, upright.
 
     Returns:
-        A `Photograph`.
-
-    Raises:
-        ValueError: if the file cannot be read as an image.
+        A uint8 array `(height, width, 3)`, or, of greyscale images
+        `(height, width)`, uint8 or uint16 (Pillow reads more than 8 bits only
+        where there is no colour); a PIL image of the transparency or `None`;
+        and the bytes of the ICC profile or `None`.
     """
     with data.reading(path), Image.open(path) as file:
         profile = file.info.get("icc_profile")
@@ -125,35 +87,11 @@ def read(path):
         levels = np.asarray(data.plain(image))
         if image.mode.startswith("I"):
             levels = np.asarray(image).astype("uint16")
-    return Photograph(levels, alpha, profile)
+    return levels, alpha, profile
 
 
-def write(path, photograph):
-    """Writes a `Photograph`, whole or not at all."""
-    image = Image.fromarray(photograph.levels)
-    if photograph.alpha is not None:
-        image.putalpha(photograph.alpha)
-    settings = {}
-    if os.path.splitext(path)[1].lower() in (".jpg", ".jpeg", ".webp"):
-        settings["quality"] = 95
-    if photograph.profile is not None:
-        settings["icc_profile"] = photograph.profile
-    files.save(image, path, **settings)
-
-
-def enlarge_photograph(model, photograph, tile=128):
-    """A `Photograph` enlarged, of the same mode and depth.
-
-    Args:
-        model: As of `enlarge`.
-        photograph: A `Photograph`. Its transparency is enlarged by Pillow's
-            bicubic filter.
-        tile: As of `enlarge`.
-
-    Returns:
-        A `Photograph`.
-    """
-    levels, alpha = photograph.levels, photograph.alpha
+def enlarge_levels(model, levels, tile=128):
+    """Enlarges an array as of `read`, to one of the same type."""
     grey = levels.ndim == 2
     colours = np.stack([levels] * 3, axis=2) if grey else levels
     colours = colours * np.float32(2.0 / np.iinfo(levels.dtype).max)
@@ -162,39 +100,25 @@ def enlarge_photograph(model, photograph, tile=128):
     if grey:
         enlarged = np.mean(enlarged, axis=2, dtype="float32")
         enlarged = np.rint(enlarged).astype(levels.dtype)
-    if alpha is not None:
-        size = enlarged.shape[1::-1]
-        alpha = alpha.resize(size, Image.Resampling.BICUBIC)
-    return Photograph(enlarged, alpha, photograph.profile)
+    return enlarged
 
 
 def enlarge_files(model, paths, output, force=False, tile=128):
-    """Enlarges image files, and folders of them.
+    """Enlarges files, and folders of them, see `files.convert`.
 
-    Names are kept, and what cannot be read is left out, see `files.convert`.
-
-    Args:
-        model: As of `enlarge`.
-        paths: List of strings, files and folders.
-        output: String, the folder to write to.
-        force: Boolean, whether to overwrite files.
-        tile: As of `enlarge`.
-
-    Returns:
-        A list of strings, what went wrong, a line for each file.
-
-    Raises:
-        ValueError: as of `files.convert`.
+    Modes, transparency and profiles are kept.
     """
 
     def work(source, target):
-        before = read(source)
-        after = enlarge_photograph(model, before, tile)
-        write(target, after)
-        sizes = [
-            f"{photograph.levels.shape[1]} x {photograph.levels.shape[0]}"
-            for photograph in (before, after)
-        ]
-        return f"{' -> '.join(sizes)}, {target}"
+        levels, alpha, profile = read(source)
+        image = Image.fromarray(enlarge_levels(model, levels, tile))
+        if alpha is not None:
+            image.putalpha(alpha.resize(image.size, Image.Resampling.BICUBIC))
+        settings = {} if profile is None else {"icc_profile": profile}
+        if target.lower().endswith((".jpg", ".jpeg", ".webp")):
+            settings["quality"] = 95
+        files.save(image, target, **settings)
+        height, width = levels.shape[:2]
+        return f"{width} x {height} -> {image.width} x {image.height}, {target}"
 
     return files.convert(work, paths, output, force, _ENDINGS)

@@ -5,6 +5,7 @@ Reference:
 """
 
 from keras_san import (
+    augmentation,
     callbacks,
     diagnostics,
     losses,
@@ -13,6 +14,7 @@ from keras_san import (
     normalizers,
     norms,
     padding,
+    penalties,
     regularizers,
 )
 from keras_san.export import strip
@@ -29,6 +31,7 @@ __all__ = [
     "SANConv2D",
     "SANDense",
     "SANWrapper",
+    "augmentation",
     "callbacks",
     "diagnostics",
     "hold_norms",
@@ -38,6 +41,7 @@ __all__ = [
     "normalizers",
     "norms",
     "padding",
+    "penalties",
     "regularizers",
     "strip",
 ]

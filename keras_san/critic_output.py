@@ -1,4 +1,4 @@
-"""The output of a critic."""
+"""The output of a critic, sorted by its meaning."""
 
 import typing
 
@@ -7,8 +7,8 @@ class CriticOutput(typing.NamedTuple):
     """The output of a critic for a batch of images.
 
     Attributes:
-        logits: List of tensors `(batch, ...)`, one a scale.
-        features: List of lists of tensors, one a scale.
+        logits: List of tensors `(batch, ...)`, one per scale.
+        features: List of lists of tensors, one per scale.
         class_logits: Tensor `(batch, classes)`, or `None`.
     """
 
@@ -21,11 +21,11 @@ def of_scales(outputs):
     """Sorts the outputs of a critic that looks at images on several scales.
 
     Args:
-        outputs: Logits, or a list with an entry a scale, each of them logits
-            or a list of features that ends in logits.
+        outputs: Logits, or a list with one entry per scale: logits, or a list
+            of features that ends in logits.
 
     Returns:
-        A `CriticOutput`, without features where there are none.
+        A `CriticOutput`, with empty lists if there are no features.
     """
     scales = outputs if isinstance(outputs, (tuple, list)) else [outputs]
     scales = [

@@ -1,7 +1,26 @@
-"""The one place that knows how each backend takes gradients."""
+"""Gradients and optimizer steps, as each backend takes them."""
+
+import contextlib
 
 import keras
 from keras import ops
+
+
+class InheritingScope(keras.StatelessScope):
+    """A `keras.StatelessScope` that knows the values of the one around it.
+
+    Else a variable that it does not map itself would have the value that it
+    has outside of both: on JAX none, in the midst of `fit`.
+    """
+
+    def __enter__(self):
+        super().__enter__()
+        if self.original_scope is not None:
+            self.state_mapping = {
+                **self.original_scope.state_mapping,
+                **self.state_mapping,
+            }
+        return self
 
 
 def value_and_gradients(function, values):
@@ -9,7 +28,7 @@ def value_and_gradients(function, values):
 
     Args:
         function: Callable from a list of tensors to a scalar, or to a tuple
-            that begins with it, the rest of which consists of tensors.
+            of a scalar and structures of tensors.
         values: List of float tensors, or of the values of variables.
 
     Returns:
@@ -37,6 +56,8 @@ def value_and_gradients(function, values):
         )
     import torch
 
+    if not values:  # Nothing is trained.
+        return function(values), []
     # Inside of `torch.no_grad()` nobody differentiates the gradients.
     create_graph = torch.is_grad_enabled()
     values = [v if v.requires_grad else v.requires_grad_() for v in values]
@@ -58,24 +79,34 @@ def _scalar(result):
     return result[0] if isinstance(result, tuple) else result
 
 
-def input_gradient(function, inputs, state):
-    """The gradient of a function by its inputs; it assigns nothing.
+def without_gradients():
+    """A context whose results are constants, where that saves memory."""
+    if keras.config.backend() != "torch":
+        # Nothing is recorded there outside of what is differentiated.
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
+def input_gradients(function, inputs, state):
+    """The gradients of a function by its inputs; it assigns nothing.
 
     Args:
-        function: Callable from a tensor to a scalar.
-        inputs: Float tensor.
+        function: Callable from a list of tensors to a scalar.
+        inputs: List of float tensors.
         state: List of all `keras.Variable` that it reads.
 
     Returns:
-        A tensor, through which gradients flow to the variables.
+        A list of tensors, through which gradients flow to the variables.
     """
     mapping = [(variable, variable.value) for variable in state]
 
     def without_assignments(values):
-        with keras.StatelessScope(mapping):
-            return function(values[0])
+        with InheritingScope(mapping):
+            return function(values)
 
-    return value_and_gradients(without_assignments, [inputs])[1][0]
+    return value_and_gradients(without_assignments, inputs)[1]
 
 
 def hessian_product(function, values, directions):
@@ -98,18 +129,19 @@ def hessian_product(function, values, directions):
 
 
 def minimize(compute_loss, optimizer, variables, state):
-    """Makes one step of an optimizer, also in the midst of a compiled step.
+    """Takes one step of an optimizer, also inside of a compiled step.
 
     Args:
         compute_loss: Callable without arguments, which returns a scalar and
-            something else that consists of tensors.
+            a structure of tensors.
         optimizer: A built Keras optimizer.
         variables: List of `keras.Variable`, which the optimizer updates.
         state: List of all variables that `compute_loss` reads or assigns,
-            as the norms of normalized layers. They keep what it assigns.
+            such as the norms of normalized layers. They keep the values that
+            it assigns.
 
     Returns:
-        The second thing that `compute_loss` returned.
+        The structure of tensors that `compute_loss` returned.
     """
     trained = {id(variable) for variable in variables}
     others = [variable for variable in state if id(variable) not in trained]
@@ -157,7 +189,7 @@ def _num_replicas():
 def as_pure_function(step, groups):
     """Turns a step that assigns variables into a function of their values.
 
-    That is what `jax.jit` compiles.
+    `jax.jit` can compile only such a function.
 
     Args:
         step: Callable.

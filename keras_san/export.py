@@ -1,4 +1,4 @@
-"""From trained layers to plain Keras layers."""
+"""Conversion of trained layers to plain Keras layers."""
 
 import keras
 from keras import ops
@@ -13,11 +13,12 @@ from keras_san.padding import call_circular
 
 
 def strip(model):
-    """The same function in plain Keras layers.
+    """Converts a model to plain Keras layers that compute the same.
 
     Kernels are divided by their norms once and for all. A circular layer
-    becomes a small `keras.Model` of its own, which pads and convolves; for
-    images of unknown size it cannot check that they are as large as the pad.
+    becomes a small `keras.Model` of its own, which pads and convolves; if it
+    does not know the size of its images, it cannot check that they are at
+    least as large as the padding.
 
     Args:
         model: A built `Sequential` or functional `keras.Model`, or a single
@@ -90,12 +91,14 @@ def _plain_layer(layer):
 def _copy_weights(layer, plain):
     source = layer.layer if isinstance(layer, SANWrapper) else layer
     divided = {
-        id(norm.get_kernel()): norm(training=False)
-        for norm in layer.normalizations
-        if norm.divides
+        id(normalization.get_kernel()): normalization(training=False)
+        for normalization in layer.normalizations
+        if normalization.divides
     }
     state = {
-        id(weight) for norm in layer.normalizations for weight in norm.weights
+        id(weight)
+        for normalization in layer.normalizations
+        for weight in normalization.weights
     }
     weights = [w for w in source.weights if id(w) not in state]
     for weight, target in zip(weights, plain.weights):

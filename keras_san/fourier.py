@@ -61,15 +61,18 @@ def is_faster(inputs, kernel, strides):
     """`True` where `circular_convolution` can and should replace padding.
 
     Only on TensorFlow and JAX without accelerators: PyTorch was slower in
-    inference, and no GPU was at hand. There time is counted in multiplications
-    for each pixel of the output and pair of channels. A convolution has one
-    for each tap. Here products have four for two pixels and phases, transforms
-    of images and outputs count twice, and a number of the transformed kernel,
-    written and read once for a batch, 48 times: memory binds them. Of 150 cases
-    (2 cores; batches of 1 to 128, 2x2 to 16x16 pixels, 2 to 5 taps, 8 to 512
-    channels) those that pass took 0.1 to 1.1 times what padding did in the
-    forward pass alone, of half a millisecond and more, and 0.1 to 0.96 with
-    both gradients; those at the limit the larger numbers.
+    inference, and no GPU was at hand.
+
+    The rule counts multiplications per output pixel and pair of channels. A
+    convolution has one per tap. Here the matrix products have four for two
+    pixels, for each phase. Transforms of images and outputs count twice, and
+    each number of the transformed kernel, which is written and read once per
+    batch, 48 times, since they are bound by memory.
+
+    Of 150 cases (2 cores; batches of 1 to 128, 2x2 to 16x16 pixels, 2 to 5
+    taps, 8 to 512 channels) those that pass took 0.1 to 1.1 times as long as
+    padding in a forward pass of at least half a millisecond, and 0.1 to 0.96
+    times as long with both gradients; the cases near the limit took longest.
     """
     batch, *image, _ = inputs.shape
     *kernel_size, channels, filters = kernel.shape
@@ -97,9 +100,9 @@ def is_faster(inputs, kernel, strides):
 
 @functools.cache
 def _matrices(shape, kernel_size, strides):
-    """The transforms of phases and kernels, and the one of outputs back.
+    """The transforms of phases and kernels, and the inverse one of outputs.
 
-    Images are real, so of two frequencies `f` and `-f` one tells all. Its
+    Images are real, so one of two frequencies `f` and `-f` is enough. Its
     complex product, of `X = A + iB` and `W = C + iD`, is the real one
 
         [A, -B]   [C]   [AC - BD]
@@ -115,9 +118,9 @@ def _matrices(shape, kernel_size, strides):
     and two columns of blocks.
 
     Returns:
-        Four matrices. The first two take the pixels of a phase to the left
-        and the right blocks of all products, `(2 * products, pixels)`, the
-        third all taps to those of the kernel in each phase,
+        Four matrices. The first two map the pixels of a phase to the left
+        and to the right blocks of all products, `(2 * products, pixels)`. The
+        third maps all taps to the blocks of the kernel in each phase,
         `(2 * products * phases, taps)`, and the last one the results of the
         products to the pixels of the output.
     """

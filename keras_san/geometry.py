@@ -48,18 +48,18 @@ class Matrix:
         return ops.reshape(ops.transpose(kernel, sum(groups, ())), shape)
 
     def fans(self, kernel_shape):
-        """`(fan_in, fan_out)`: as of `Convolution`."""
+        """`(fan_in, fan_out)`, the weights per output and per input."""
         return tuple(
             math.prod(kernel_shape[axis] for axis in axes)
             for axes in (self.inputs, self.outputs)
         )
 
     def num_filters(self, kernel_shape):
-        """1: a matrix has no filters."""
+        """The number of filters: 1, as a matrix has none."""
         return 1
 
     def sharing(self, kernel_shape):
-        """1: no two outputs share a weight."""
+        """The number of outputs that share a weight: 1."""
         return 1
 
 
@@ -74,8 +74,8 @@ class Convolution:
         strides: Ints, one for each spatial axis.
         dilation_rate: Ints, one for each spatial axis.
         groups: Int.
-        transposed: Whether the kernel is laid out `(*kernel_size, out, in)`.
-        depthwise: Whether it is laid out `(*kernel_size, in, multiplier)`.
+        transposed: Boolean, whether the layout is `(*kernel_size, out, in)`.
+        depthwise: Boolean, whether it is `(*kernel_size, in, multiplier)`.
         channels_axis: The axis of the layer's inputs that holds the channels
             that the kernel reads, or `None` if it reads something else (the
             `pointwise_kernel` of a separable convolution does).
@@ -97,7 +97,7 @@ class Convolution:
         return kernel
 
     def fans(self, kernel_shape):
-        """`(fan_in, fan_out)`: how many weights end and begin at a number."""
+        """`(fan_in, fan_out)`, the weights per output and per input."""
         *size, rows, columns = kernel_shape
         taps = math.prod(size)
         if self.depthwise:
@@ -111,10 +111,10 @@ class Convolution:
         return math.prod(kernel_shape[-2:])
 
     def sharing(self, kernel_shape):
-        """The number of output positions that read a pixel, at most.
+        """The largest number of output positions that read one pixel.
 
-        Of a transposed convolution, the number of input positions that an
-        output pixel is made from.
+        For a transposed convolution, the largest number of input positions
+        that one output pixel is made from.
         """
         size = kernel_shape[:-2]
         return math.prod(math.ceil(k / s) for k, s in zip(size, self.strides))

@@ -13,11 +13,12 @@ _hold = threading.local()
 
 @contextlib.contextmanager
 def hold_norms():
-    """Inside of this context no norm is measured anew.
+    """A context in which no norm is measured anew.
 
     For training steps that call one critic several times: measure at the
-    first call, hold for the rest. It acts where Python runs, so inside of a
-    compiled function it belongs inside, too. Other threads are unaffected.
+    first call, and hold the norms for the others. Use it inside of a compiled
+    function, not around it: it acts where Python runs. Other threads are not
+    affected.
 
     Example:
     ```python
@@ -42,9 +43,9 @@ def norms_held():
 class KernelNormalization(keras.layers.Layer):
     """Divides, or projects, one kernel of one layer, and keeps the state.
 
-    A layer of its own, because Keras then saves, restores and freezes its
-    state as it does for any layer, and because `autocast=False` lets it read
-    the kernel in full precision under a mixed dtype policy.
+    It is a layer of its own, so that Keras saves, restores and freezes its
+    state as that of any layer, and so that with `autocast=False` it reads the
+    kernel in full precision under a mixed dtype policy.
 
     Args:
         normalizer: A `keras_san.normalizers.Normalizer`.
@@ -173,8 +174,8 @@ class KernelNormalization(keras.layers.Layer):
     def gain(self):
         """The current factor on the norm.
 
-        A Python float, or a float32 scalar where the gain is measured. As the
-        norm it changes only where that is measured.
+        A Python float, or, if the gain is measured, a float32 scalar. It
+        changes only when the norm is measured, too.
         """
         if self.adapts:
             return self.adaptive_gain.value
@@ -201,9 +202,9 @@ class KernelNormalization(keras.layers.Layer):
         require(
             ops.isfinite(norm),
             f"The norm of the {self.name} of layer {self.owner} is not "
-            "finite: it holds NaN or infinity. Training has diverged "
-            "(try a smaller learning rate, or look at the loss and the data "
-            "of the last steps), or bad weights were loaded.",
+            "finite. Training has diverged (try a smaller learning rate, and "
+            "look at the loss and the data of the last steps), or broken "
+            "weights were loaded. Received: a kernel with NaN or infinity",
         )
 
     def save_own_variables(self, store):

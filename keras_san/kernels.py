@@ -22,12 +22,11 @@ class Kernel:
     """One kernel of one layer.
 
     Attributes:
-        name: String, the layer's name, and behind a slash that of the kernel
-            where the layer has several; behind that `#2`, `#3` and so on
-            where layers of several models share a name.
-        layer: The layer that is called, which normalizes the kernel or
-            stands for it alone.
-        holder: The layer that holds it, of which `layer` may be a wrapper.
+        name: String, the layer's name. If the layer has several kernels, a
+            slash and the kernel's name follow; if layers of several models
+            share a name, `#2`, `#3` and so on.
+        layer: The layer that is called, `holder` or a wrapper of it.
+        holder: The layer that has the kernel as an attribute.
         variable: A `keras.Variable`, the raw kernel.
         geometry: A `Matrix` or `Convolution`.
         normalization: The `KernelNormalization` that divides or projects it,
@@ -46,14 +45,14 @@ class Kernel:
 
     @property
     def normalizer(self):
-        """The `normalizers.Normalizer` that keeps it in check, or `None`."""
+        """The `normalizers.Normalizer` of the kernel, or `None`."""
         if self.keras_spectral:
             return normalizers.Spectral()
         return self.normalization and self.normalization.normalizer
 
     @property
     def divided(self):
-        """`True` if the layer runs with another kernel than the raw one."""
+        """`True` if the layer divides the kernel when it runs."""
         return self.normalization is not None and self.normalization.divides
 
     def effective(self):
@@ -64,7 +63,7 @@ class Kernel:
         return ops.stop_gradient(ops.convert_to_tensor(kernel))
 
     def intended_norm(self):
-        """The norm that it is divided to, as measured; a float."""
+        """The norm that the normalization aims at, a float."""
         gain = self.normalization.gain() if self.normalization else 1.0
         return self.normalizer.scale / float(gain)
 
@@ -76,9 +75,8 @@ def find_kernels(model):
         model: A built Keras model.
 
     Returns:
-        A list of `Kernel`, one for each kernel of a layer, whether or not
-        anything normalizes it, and for each table of embeddings that
-        something does.
+        A list of `Kernel`: all kernels of layers, normalized or not, and the
+        embeddings that are normalized.
     """
     layers = flatten_layers(model)
     wrappers = {
@@ -138,6 +136,6 @@ def _geometry(layer, holder, attribute):
     shape = config.get("input_shape")
     rank = len(getattr(holder, attribute).shape)
     if shape is None and isinstance(holder, CONVOLUTIONS):
-        # Of a size that it does not tell.
+        # Images of a size that the layer does not tell.
         shape = (None,) * (len(holder.kernel_size) + 2)
     return geometry_of(holder, attribute, rank, shape)

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_san import normalizers
+from keras_san.differentiation import InheritingScope
 from keras_san.geometry import (
     CONVOLUTIONS,
     DEPTHWISE,
@@ -30,11 +31,11 @@ def flatten_layers(model):
 
 
 def _build_normalized(owner, layer, build, input_shape):
-    """Builds a layer, and what normalizes its kernels.
+    """Builds a layer and the normalizations of its kernels.
 
     Args:
         owner: The layer whose `normalizer` is applied.
-        layer: The layer that holds the kernels, `owner` or what it wraps.
+        layer: The layer that holds the kernels, `owner` or its inner layer.
         build: Callable that builds `layer`.
         input_shape: Tuple.
 
@@ -46,7 +47,7 @@ def _build_normalized(owner, layer, build, input_shape):
         build(input_shape)
         return []
 
-    def normalization(name, rank):
+    def make_normalization(name, rank):
         return KernelNormalization(
             normalizer,
             geometry_of(layer, name, rank, input_shape),
@@ -61,37 +62,40 @@ def _build_normalized(owner, layer, build, input_shape):
         if projects and not already_built:
             for name in KERNELS:
                 stack.enter_context(
-                    _projected_initializer(layer, name, normalization)
+                    _projected_initializer(layer, name, make_normalization)
                 )
         build(input_shape)
-    result = []
+    normalizations = []
     for name, kernel in kernels_of(layer).items():
-        norm = normalization(name, len(kernel.shape))
-        norm.build()
+        normalization = make_normalization(name, len(kernel.shape))
+        normalization.build()
         if projects:
             if already_built:
-                kernel.assign(norm.project(ops.convert_to_tensor(kernel)))
-            kernel.constraint = _Projection(norm, kernel.constraint)
-        result.append(norm)
-    if not result:
+                raw = ops.convert_to_tensor(kernel)
+                kernel.assign(normalization.project(raw))
+            kernel.constraint = _Projection(normalization, kernel.constraint)
+        normalizations.append(normalization)
+    if not normalizations:
         raise ValueError(_no_kernel_message(layer))
-    return result
+    return normalizations
 
 
 class _Projection(keras.constraints.Constraint):
     """The user's constraint, if there is one, and then the projection."""
 
-    def __init__(self, norm, first):
-        self.norm = norm
+    def __init__(self, normalization, first):
+        self.normalization = normalization
         self.first = first
 
     def __call__(self, kernel):
-        return self.norm.project(self.first(kernel) if self.first else kernel)
+        if self.first:
+            kernel = self.first(kernel)
+        return self.normalization.project(kernel)
 
 
 @contextlib.contextmanager
-def _projected_initializer(layer, name, normalization):
-    """While the layer is built, the kernel starts out projected."""
+def _projected_initializer(layer, name, make_normalization):
+    """A context in which a layer is built with a projected kernel."""
     attribute = f"{name.removesuffix('_kernel')}_initializer"
     if isinstance(layer, DEPTHWISE):
         attribute = "depthwise_initializer"
@@ -102,7 +106,7 @@ def _projected_initializer(layer, name, normalization):
 
     def projected(shape, dtype=None):
         kernel = initializer(shape, dtype=dtype)
-        return normalization(name, len(shape)).project(kernel)
+        return make_normalization(name, len(shape)).project(kernel)
 
     setattr(layer, attribute, projected)
     try:
@@ -112,28 +116,28 @@ def _projected_initializer(layer, name, normalization):
 
 
 def _call_divided(owner, layer, call, inputs, training):
-    """Runs `call(inputs)` while the layer's kernels read as the divided."""
-    # Not the trainability of the norms themselves: they are made when the
-    # layer is built, and it may have been frozen before.
+    """Runs `call(inputs)` with divided kernels in place of the raw ones."""
+    # Not the trainability of the normalizations themselves: they are made
+    # when the layer is built, and it may have been frozen before.
     training = bool(training) and owner.trainable and layer.trainable
-    for norm in owner.normalizations:
-        if not isinstance(norm.get_kernel(), keras.Variable):
+    for normalization in owner.normalizations:
+        if not isinstance(normalization.get_kernel(), keras.Variable):
             raise ValueError(
-                "LoRA adds to a kernel what the normalization would not see. "
+                "LoRA adds a term to the kernel that would not be normalized. "
                 "Use `strip` first, and enable LoRA on the plain layer. "
                 f"Received: enable_lora() on layer {owner.name}"
             )
     divided = {
-        id(norm.get_kernel()): norm(
-            training=training, inputs=inputs if norm.adapts else None
+        id(normalization.get_kernel()): normalization(
+            training=training, inputs=inputs if normalization.adapts else None
         )
-        for norm in owner.normalizations
-        if norm.divides
+        for normalization in owner.normalizations
+        if normalization.divides
     }
     if not divided:
         return call(inputs)
     mapping = [(v, divided.get(id(v), v.value)) for v in layer.variables]
-    with keras.StatelessScope(mapping, collect_losses=True) as scope:
+    with InheritingScope(mapping, collect_losses=True) as scope:
         before = [(v, scope.get_current_value(v)) for v in layer.variables]
         outputs = call(inputs)
     # All else that the layer has assigned (a random state, say) and its losses
@@ -159,7 +163,7 @@ def _no_kernel_message(layer):
 
 
 class _Normalized:
-    """Mixed into a Keras layer, normalizes the layer's own kernel."""
+    """A mixin for Keras layers that normalizes their own kernel."""
 
     circular = False
 
@@ -269,8 +273,8 @@ class SANDense(_Normalized, keras.layers.Dense):
         units: Int, the size of the output.
         *args: As those of `keras.layers.Dense`.
         normalizer: What `keras_san.normalizers.get` takes. For dense layers
-            all normalizers measure the top singular value, followed by one
-            power iteration a training step from a converged start.
+            all normalizers measure the top singular value, tracked by one
+            power iteration per training step from a converged start.
         **kwargs: As those of `keras.layers.Dense`.
 
     Input shape:

@@ -9,15 +9,21 @@ import os
 import keras
 from keras import ops
 
-from keras_san.checks import check_positive
+from keras_san.checks import check_positive, deserialized
 
 
 class AdversarialLoss:
     """A pair of functions of the critic's logits, one for each image.
 
-    Subclasses define `critic(real, fake)` and `generator(fake)`. Both return
-    a scalar. Register a subclass with Keras to save GANs that use it.
+    Subclasses define `critic(real, fake)` and `generator(real, fake)`. Both
+    return a scalar. Register a subclass with Keras to save GANs that use it.
+
+    Attributes:
+        relativistic: Boolean. Whether the loss of the generator depends on
+            the logits of real images, which are `None` there otherwise.
     """
+
+    relativistic = False
 
     def get_config(self):
         return {}
@@ -39,7 +45,7 @@ class Hinge(AdversarialLoss):
         """Mean of `max(0, 1 - real)` plus mean of `max(0, 1 + fake)`."""
         return ops.mean(ops.relu(1.0 - real)) + ops.mean(ops.relu(1.0 + fake))
 
-    def generator(self, fake):
+    def generator(self, real, fake):
         """Minus the mean of `fake`."""
         return -ops.mean(fake)
 
@@ -56,7 +62,7 @@ class Wasserstein(AdversarialLoss):
         """Mean of `fake` minus mean of `real`."""
         return ops.mean(fake) - ops.mean(real)
 
-    def generator(self, fake):
+    def generator(self, real, fake):
         """Minus the mean of `fake`."""
         return -ops.mean(fake)
 
@@ -73,56 +79,31 @@ class NonSaturating(AdversarialLoss):
         """Mean of `softplus(-real)` plus mean of `softplus(fake)`."""
         return ops.mean(ops.softplus(-real)) + ops.mean(ops.softplus(fake))
 
-    def generator(self, fake):
+    def generator(self, real, fake):
         """Mean of `softplus(-fake)`."""
         return ops.mean(ops.softplus(-fake))
 
 
 @keras.saving.register_keras_serializable("keras_san")
-class GradientPenalty:
-    """Holds the norm of the critic's gradient near 1, as WGAN-GP does.
+class Relativistic(AdversarialLoss):
+    """Cross entropy of differences between pairs, `"relativistic"`.
 
-    The gradient is taken between real and generated images, at points drawn
-    uniformly from the lines that join them in pairs.
-
-    Args:
-        weight: Positive float, the factor on the mean of `(norm - 1)^2`.
-
-    Raises:
-        ValueError: if `weight` is not positive.
+    Real and generated images are paired by their places in the batch.
 
     Reference:
-        [Gulrajani et al., 2017](https://arxiv.org/abs/1704.00028), Eq. 3.
+        [Huang et al., 2024](https://arxiv.org/abs/2501.05441), Eq. 2, after
+        [Jolicoeur-Martineau, 2018](https://arxiv.org/abs/1807.00734).
     """
 
-    def __init__(self, weight=10.0):
-        check_positive("weight", weight)
-        self.weight = weight
+    relativistic = True
 
-    def __call__(self, gradient, real, fake, share):
-        """The penalty.
+    def critic(self, real, fake):
+        """Mean of `softplus(fake - real)`."""
+        return ops.mean(ops.softplus(fake - real))
 
-        Args:
-            gradient: Callable from images to the gradients of their logits.
-            real: Tensor `(batch, height, width, channels)`.
-            fake: Tensor of the same shape.
-            share: Tensor `(batch, 1, 1, 1)`, uniform in [0, 1].
-
-        Returns:
-            A scalar.
-        """
-        gradients = gradient(real + share * (fake - real))
-        squares = ops.sum(ops.square(gradients), axis=(1, 2, 3))
-        # The root's own gradient is infinite at zero.
-        norms = ops.sqrt(squares + 1e-12)
-        return self.weight * ops.mean(ops.square(norms - 1.0))
-
-    def get_config(self):
-        return {"weight": self.weight}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+    def generator(self, real, fake):
+        """Mean of `softplus(real - fake)`."""
+        return ops.mean(ops.softplus(real - fake))
 
 
 @keras.saving.register_keras_serializable("keras_san")
@@ -231,7 +212,7 @@ class PerceptualLoss:
         self.network = _features_of(model, list(names), activated)
 
     def features(self, images):
-        """A list of tensors, one a layer, of images in [-1, 1]."""
+        """The features of images in [-1, 1], a list of one tensor per layer."""
         features = self.network(self._preprocess(images), training=False)
         return features if isinstance(features, list) else [features]
 
@@ -395,15 +376,16 @@ _NAMES = {
     "hinge": Hinge,
     "wasserstein": Wasserstein,
     "non_saturating": NonSaturating,
+    "relativistic": Relativistic,
 }
 
 
 def get(identifier):
-    """An adversarial loss from whatever names one.
+    """Retrieves an adversarial loss by an identifier.
 
     Args:
-        identifier: `"hinge"`, `"wasserstein"`, `"non_saturating"`, a
-            serialized loss, or an `AdversarialLoss`.
+        identifier: `"hinge"`, `"wasserstein"`, `"non_saturating"`,
+            `"relativistic"`, a serialized loss, or an `AdversarialLoss`.
 
     Returns:
         An `AdversarialLoss`.
@@ -411,10 +393,9 @@ def get(identifier):
     Raises:
         ValueError: if it is none of these.
     """
-    if isinstance(identifier, dict):
-        identifier = keras.saving.deserialize_keras_object(identifier)
-    if isinstance(identifier, AdversarialLoss):
-        return identifier
+    found = deserialized(identifier)
+    if isinstance(found, AdversarialLoss):
+        return found
     if isinstance(identifier, str) and identifier in _NAMES:
         return _NAMES[identifier]()
     raise ValueError(

@@ -1,8 +1,8 @@
 """Normalizers: which norm a kernel is divided by, in which form, how often.
 
-A normalizer is a bag of settings, as serializable as a Keras initializer. It
-holds no weights: what must be remembered between steps is passed in and out,
-and kept by the layer.
+A normalizer is a set of settings, serializable as a Keras initializer is. It
+holds no weights: the layer keeps the state between steps, and passes it in and
+out.
 """
 
 import numbers
@@ -15,26 +15,26 @@ from keras_san.checks import check_count, check_positive
 from keras_san.geometry import Matrix
 from keras_san.numerics import matmul
 
-# How much of an average over measurements stays at each of them.
+# The share of an average over measurements that each of them keeps.
 _MOMENTUM = 0.99
 
 
 class Normalizer:
-    """The settings that all normalizers share. Use one of the subclasses.
+    """The base class of normalizers. Use one of the subclasses.
 
-    A subclass computes, in `norm`, what the kernels of convolutions are
-    divided by. One that follows top singular values by power iteration is a
-    `SpectralNormalizer`, and so is what all divide dense kernels by.
+    A subclass computes, in `norm`, the number that kernels of convolutions
+    are divided by. If it tracks top singular values by power iteration, it is
+    a `SpectralNormalizer`. Dense kernels are always normalized in this way.
 
     Args:
         scale: Positive float that the normalized kernel is multiplied by.
-        update_interval: Int >= 1. In training, the norm is measured at every
-            such call of the layer. Only the form `"divide"` can skip calls.
+        update_interval: Int >= 1, training steps from one measurement of the
+            norm to the next. Must be 1 with `form="project"`.
         form: `"divide"` or `"project"`. `"divide"`: the raw kernel is
             trained, and the layer runs with the kernel divided by its norm.
-            `"project"`: after each update the optimizer replaces the kernel
-            by its multiple of norm `scale`; the layer has no state. Only
-            Keras' optimizers do that; under others nothing is normalized.
+            `"project"`: after each update the optimizer rescales the kernel
+            to the norm `scale`; the layer has no state. Only optimizers of
+            Keras do so; with any other nothing is normalized.
 
     Raises:
         ValueError: for a value outside of what is listed above.
@@ -49,8 +49,8 @@ class Normalizer:
             update_interval < 1
         ):
             raise ValueError(
-                "`update_interval` must be an int >= 1: the norm is measured "
-                "at every so many training steps. "
+                "`update_interval` must be an int >= 1, the training steps "
+                "from one measurement of the norm to the next. "
                 f"Received: update_interval={update_interval!r}"
             )
         if form not in ("divide", "project"):
@@ -70,31 +70,31 @@ class Normalizer:
         self.form = form
 
     def for_kernel(self, geometry):
-        """The normalizer that divides such kernels; of a matrix, all alike."""
+        """The normalizer of such kernels: for a matrix, always the same."""
         return _Dense(self) if isinstance(geometry, Matrix) else self
 
     def draw(self, kernel_shape, geometry, seed):
-        """The random choice that a measurement needs; `None` for none."""
+        """The random choice that a measurement needs, or `None`."""
         return None
 
     def norm(self, kernel, geometry, sample=None):
-        """The norm from scratch, a float32 scalar: exact, needs no state."""
+        """The exact norm, measured without a state, as a float32 scalar."""
         raise NotImplementedError
 
     def state_shapes(self, kernel, geometry):
-        """The shapes of what `start` returns."""
+        """The shapes of the tensors that `start` returns."""
         return []
 
     def start(self, kernel, geometry):
-        """The state to measure from, a list of float32 tensors."""
+        """The first state to measure from, a list of float32 tensors."""
         return []
 
     def measure(self, kernel, geometry, state, sample=None):
-        """The norm, given the last measurement's state, and the new state."""
+        """The norm, measured from the last state, and the new state."""
         return self.norm(kernel, geometry, sample), []
 
     def gain_for(self, kernel_shape, geometry):
-        """A Python float that the measured norm is multiplied by, at least."""
+        """The least factor on the measured norm, a Python float."""
         return 1.0
 
     def adapts(self, geometry):
@@ -102,7 +102,7 @@ class Normalizer:
         return False
 
     def divide(self, kernel, geometry, norm, gain=None):
-        """The kernel over norm and gain, times `scale`; zero stays zero."""
+        """The kernel times `scale`, divided by norm and gain; or zero."""
         if gain is None:
             gain = self.gain_for(kernel.shape, geometry)
         norm = norm * gain
@@ -126,17 +126,22 @@ class Normalizer:
 
 
 class SpectralNormalizer(Normalizer):
-    """A normalizer by top singular values, followed by power iteration.
+    """A normalizer by top singular values, tracked by power iteration.
 
-    A subclass says of which matrices. The norm is the mean of their top
-    singular values. Its gradient is that of the linearization around the
-    vectors that the last measurement has left.
+    A subclass returns the matrices. The norm is the mean of their top singular
+    values, and its gradient is that of the linearization around the singular
+    vectors of the last measurement.
     """
 
     differentiable = True
 
     def matrices(self, kernel, geometry):
-        """A list of tensors `(batch, rows, columns)`: of each, the largest."""
+        """The matrices of a kernel, a list of batches.
+
+        Returns:
+            A list of tensors `(batch, rows, columns)`, of each of which the
+            largest singular value of all its matrices counts.
+        """
         raise NotImplementedError
 
     def norm(self, kernel, geometry, sample=None):
@@ -150,7 +155,7 @@ class SpectralNormalizer(Normalizer):
         ]
 
     def start(self, kernel, geometry):
-        """Converged vectors, one tensor `(batch, columns)` for each batch."""
+        """The converged vectors, a tensor `(batch, columns)` per batch."""
         return [
             norms.top_right_vectors(m) for m in self.matrices(kernel, geometry)
         ]
@@ -165,7 +170,7 @@ class SpectralNormalizer(Normalizer):
         return _mean(tops), new_state
 
     def linearized(self, kernel, geometry, state):
-        """The norm as a function of the kernel with `u` and `v` held fixed."""
+        """The norm as a function of the kernel, with `u` and `v` constant."""
         tops = []
         for matrices, u in zip(self.matrices(kernel, geometry), state):
             u = ops.stop_gradient(ops.convert_to_tensor(u))
@@ -176,7 +181,7 @@ class SpectralNormalizer(Normalizer):
 
 
 class _Dense(SpectralNormalizer):
-    """Divides dense kernels by their top singular value, as all do."""
+    """The normalizer of dense kernels, by their top singular value."""
 
     def __init__(self, normalizer):
         super().__init__(
@@ -199,13 +204,12 @@ class SparsityAware(Normalizer):
 
     Convolutions are divided by the largest gain from one input channel to
     one output channel (Lemma 1), dense layers by their top singular value.
-    To the gradient the norm is a constant, as in the authors' code. Zero
-    padding makes the measured norm approximate; circular makes it exact.
+    The gradient takes the norm for a constant, as in the authors' code. The
+    norm is exact with circular padding, and approximate with zero padding.
 
     Args:
         ratio: Float in (0, 1], the share of a convolution's filters that is
-            looked at, drawn anew at each measurement. `form="project"` keeps
-            no random state and measures all.
+            measured, drawn anew each time. Must be 1 with `form="project"`.
         gain: Positive float that a convolution's norm is multiplied by;
             `"auto"` for Eq. 9, which makes up for `ratio` (1 if it is 1); or
             `"adaptive"` to measure it, see below.
@@ -214,39 +218,43 @@ class SparsityAware(Normalizer):
         scale: Positive float that the normalized kernel is multiplied by.
         form: `"divide"` or `"project"`, see `Normalizer`. In three pairs of
             runs on CIFAR-10 (`results/README.md`) projected critics were
-            ahead at first, and not always in the end. The default is what
-            works with any optimizer, `ratio` and `update_interval`; with a
-            Keras optimizer and neither of those, try `"project"`.
-        sparsity: Int >= 1, how many input channels a signal may have that
-            are not zero. 1 is Lemma 1; more is `norms.sparse_norm`, which
-            for wide layers takes a hundred times as long (a larger
-            `update_interval` makes up for that).
+            ahead at first, but not always in the end. The default works with
+            any optimizer, `ratio` and `update_interval`. With a Keras
+            optimizer, and both of those at 1, try `"project"`.
+        sparsity: Int >= 1, the largest number of nonzero input channels of a
+            signal. 1 is Lemma 1; more is `norms.sparse_norm`, which takes a
+            hundred times as long in wide layers (a larger `update_interval`
+            makes up for that).
 
     The adaptive gain is for layers whose inputs are less sparse than SAN
-    takes them to be (the paper's "Limitations" suggest a factor of their own
-    for them). With `n` input and `m` output channels, `||W||` the norm of
-    Lemma 1 and `k` as `norms.active_channels` measures it, signals of random
-    phases leave a layer with channels `A` times as large as the largest one
-    that they came with, in the root mean square, where
+    assumes (the paper's "Limitations" suggest a factor for such layers). Let
+    a layer have `n` input and `m` output channels, let `||W||` be the norm of
+    Lemma 1, and `k` the number of channels that `norms.active_channels`
+    measures. The output channels for signals of random phases are then, in
+    the root mean square, `A` times as large as the largest input channel, with
 
         A = sqrt(k) ||W||_F / sqrt(m n),        gain = max(1, A / ||W||).
 
-    (For 1 read Eq. 9 if `ratio` is less.) So the kernel is divided by
-    `max(||W||, A)`: as by SAN, to rounding, where signals are sparse. `k`
-    is an average over the inputs of training calls that measure the norm,
-    the first such call's and from then on 99 % of the last average and 1 % of
-    the new; until the first it counts as 0, and the gain is 1. In a
-    `keras_san.GAN` those are what the layer gets of the real images. A loop
-    that calls a layer several times a step should use `hold_norms`, lest the
-    gain change in between. Inputs that are not finite are passed over.
-    Channels in groups are measured group by group; a depthwise kernel reads
-    one at a time, and has no gain, nor has the pointwise kernel of a separable
-    convolution, whose inputs are not the layer's, nor a dense layer.
+    (If `ratio` is less than 1, Eq. 9 takes the place of the 1.) So the kernel
+    is divided by `max(||W||, A)`, which is SAN's norm where signals are sparse.
+
+    `k` is a moving average over the inputs of the training calls that measure
+    the norm: it starts with the first of them, and each later one has a weight
+    of 1 %. Before the first the gain is 1. In a `keras_san.GAN` these inputs
+    come from real images. In a loop of your own that calls a layer several
+    times per step, use `hold_norms`, so that the gain does not change in
+    between. Inputs that are not finite are ignored.
+
+    Grouped channels are measured group by group. The gain stays 1 for
+    depthwise kernels, which read one channel each, for pointwise kernels of
+    separable convolutions, whose inputs are not the layer's, and for dense
+    layers.
 
     Raises:
-        ValueError: for a value outside of what is listed above, and for what
-            does not go together: `form="project"`, which keeps no state, with
-            `ratio < 1` or `gain="adaptive"`; `sparsity > 1` with either.
+        ValueError: for a value outside of what is listed above, and for
+            combinations that do not work: `form="project"`, which keeps no
+            state, with `ratio < 1` or `gain="adaptive"`; `sparsity > 1` with
+            either of these two.
 
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458).
@@ -269,25 +277,25 @@ class SparsityAware(Normalizer):
         if form == "project" and gain == "adaptive":
             raise ValueError(
                 'form="project" keeps no state, and so cannot average over '
-                'signals; use form="divide", or another gain. '
+                'signals: use form="divide", or another gain. '
                 f"Received: gain={gain!r}"
             )
         if form == "project" and ratio < 1.0:
             raise ValueError(
-                'form="project" keeps no random state to draw filters with; '
+                'form="project" keeps no random state to draw filters with: '
                 'use ratio=1.0, or form="divide". '
                 f"Received: ratio={ratio}"
             )
         if sparsity > 1 and ratio < 1.0:
             raise ValueError(
-                "The norm for signals of several channels looks at all "
-                "filters: its maximum is over sums of them. Use ratio=1.0, "
-                f"or sparsity=1. Received: sparsity={sparsity}, ratio={ratio}"
+                "The norm for signals of several channels needs all filters, "
+                "since it sums over them: use ratio=1.0, or sparsity=1. "
+                f"Received: sparsity={sparsity}, ratio={ratio}"
             )
         if sparsity > 1 and gain == "adaptive":
             raise ValueError(
-                'gain="adaptive" measures how many channels are active, '
-                "`sparsity` presumes it: choose one. "
+                'gain="adaptive" measures how many channels are active, and '
+                "`sparsity` sets that number: choose one of them. "
                 f"Received: sparsity={sparsity}, gain={gain!r}"
             )
         self.ratio = ratio
@@ -329,18 +337,18 @@ class SparsityAware(Normalizer):
         )
 
     def adapt(self, kernel, geometry, norm, inputs, channels):
-        """The gain for the inputs that a layer gets.
+        """Measures the gain for the inputs of a layer.
 
         Args:
             kernel: float32 tensor.
             geometry: A `Convolution`.
             norm: float32 scalar, the kernel's norm.
             inputs: Tensor, the layer's inputs.
-            channels: float32 scalar, the average of active channels so far,
-                zero if there is none.
+            channels: float32 scalar, the average number of active channels so
+                far, zero before the first measurement.
 
         Returns:
-            `(channels, gain)`: the new average, and float32 scalars both.
+            `(channels, gain)`: the new average and the gain, float32 scalars.
         """
         found = norms.active_channels(
             inputs, geometry.groups, geometry.channels_axis
@@ -367,10 +375,10 @@ class SparsityAware(Normalizer):
 
 @keras.saving.register_keras_serializable("keras_san")
 class Spectral(SpectralNormalizer):
-    """Spectral normalization as Miyato et al. have it, `"sn"`.
+    """Spectral normalization as Miyato et al. define it, `"sn"`.
 
     The norm is the top singular value of the kernel as a `(fan_in, out)`
-    matrix, followed by one power iteration a measurement from a converged
+    matrix, tracked by one power iteration per measurement from a converged
     start. Gradients flow through the norm, not through its vectors.
 
     Args:
@@ -398,9 +406,9 @@ class BidirectionalSpectral(SpectralNormalizer):
     """Bidirectional spectral normalization, `"bsn"`, and `"bssn"` if scaled.
 
     The norm is the mean of the top singular values of the `(fan_in, out)`
-    and the `(fan_out, in)` matrix, each followed by a power iteration of its
+    and the `(fan_out, in)` matrix, each tracked by a power iteration of its
     own. Both names give a `scale` of 1, the authors' default: the best one
-    depends on the data and is found by trying (they try 0.7 to 4).
+    depends on the data and has to be searched for (they try 0.7 to 4).
 
     Args:
         scale: Positive float that the normalized kernel is multiplied by.
@@ -422,11 +430,12 @@ class BidirectionalSpectral(SpectralNormalizer):
 
 @keras.saving.register_keras_serializable("keras_san")
 class ConvSpectral(SpectralNormalizer):
-    """The true operator norm of a convolution with cyclic padding, `"conv_sn"`.
+    """Normalization by the exact operator norm, `"conv_sn"`.
 
-    It is followed by power iteration in the Fourier domain, one vector for
-    each frequency. That takes memory for about four times the kernel's
-    channels times the frequencies of the image: a yardstick, not a workhorse.
+    The norm is that of the convolution with cyclic padding, tracked by power
+    iteration in the Fourier domain, with one vector for each frequency. That
+    takes memory for about four times the kernel's channels times the
+    frequencies of the image: a yardstick, not a workhorse.
 
     Args:
         scale: Positive float that the normalized kernel is multiplied by.
@@ -459,8 +468,9 @@ class ConvSpectral(SpectralNormalizer):
         if geometry.spatial_shape is None:
             raise ValueError(
                 "The operator norm of a convolution depends on the size of "
-                "the image, which is unknown here. Give the model a fixed "
-                'input size, or choose another normalizer than "conv_sn".'
+                "the image. Give the model a fixed input size, or choose "
+                'another normalizer than "conv_sn". Received: images of '
+                "unknown size"
             )
         return {
             "spatial_shape": geometry.spatial_shape,
@@ -480,7 +490,7 @@ _NAMES = {
 
 
 def get(identifier):
-    """A normalizer from whatever names one.
+    """Retrieves a normalizer by an identifier.
 
     Args:
         identifier: `None` for no normalization, one of the names `"san"`,

@@ -41,10 +41,11 @@ def sparsity_aware_norm(
     the strided layer from above. A filter larger than the image wraps
     around, as a cyclic convolution does.
 
-    Bounds spare nearly all of the transforms, see `keras_san.spectra`; the
-    result is that of all of them, to about 1e-6 in float32. TensorFlow rounds
-    products on GPUs to TF32, and so the result to about 1e-3, unless
-    `tf.config.experimental.enable_tensor_float_32_execution(False)` was called.
+    Bounds make nearly all of the transforms unnecessary, see
+    `keras_san.spectra`; the result is still that of all of them, to about
+    1e-6 in float32. On GPUs TensorFlow rounds products to TF32, and with them
+    the result to about 1e-3, unless you call
+    `tf.config.experimental.enable_tensor_float_32_execution(False)`.
 
     Args:
         kernel: Tensor of shape `(*kernel_size, in, out)`. Without spatial
@@ -53,7 +54,7 @@ def sparsity_aware_norm(
             extents as the kernel has spatial axes) of the image that the
             layer filters. `None` means every frequency, whatever the image:
             the result is then at most 0.12 % per axis below the supremum.
-        ratio: Float in (0, 1], the share of filters to look at, drawn anew
+        ratio: Float in (0, 1], the share of filters to measure, drawn anew
             at each call. Multiply by `subset_gain` to compensate. Drawing
             takes longer than the exact norm of all filters.
         dilation_rate: Int or tuple of ints.
@@ -82,12 +83,12 @@ def sparsity_aware_norm(
     norm = spectra.largest_modulus(
         ops.take(filters, sample, axis=1), taps, grid
     )
-    # What is wrong with a filter shows, whether it was drawn or not.
+    # A broken filter shows whether it was drawn or not.
     return ops.where(ops.all(ops.isfinite(kernel)), norm, float("nan"))
 
 
 def sample_filters(kernel_shape, ratio, seed=None):
-    """Draws which filters `sparsity_aware_norm` looks at.
+    """Draws the filters that `sparsity_aware_norm` measures.
 
     Returns:
         An int tensor of `ceil(in * out * ratio)` different numbers below
@@ -102,7 +103,7 @@ def sample_filters(kernel_shape, ratio, seed=None):
 
 
 def subset_gain(num_filters, ratio):
-    """The factor that makes up for measuring a share of the filters only.
+    """The factor that makes up for measuring only a share of the filters.
 
     Args:
         num_filters: Int, in channels times out channels.
@@ -131,23 +132,24 @@ def subset_gain(num_filters, ratio):
 def sparse_norm(kernel, sparsity, spatial_shape=None, dilation_rate=1):
     """The largest gain from a few input channels to any one output channel.
 
-    Of all signals of norm 1 with no more than `sparsity` channels that are
-    not zero, the one of which some output channel has the largest norm: that
-    norm, under cyclic padding. With `N_k` for it, `w_ij` for the filter
-    from input channel `j` to output channel `i`, and `F` for the discrete
-    Fourier transform of filters zero-padded to the image,
+    The largest norm that any output channel can have under cyclic padding,
+    for signals of norm 1 with at most `sparsity` nonzero channels. With `N_k`
+    for that norm, `w_ij` for the filter from input channel `j` to output
+    channel `i`, and `F` for the discrete Fourier transform of filters
+    zero-padded to the image,
 
         N_k = max over i and f of sqrt(sum of the k largest |F{w_ij}(f)|^2),
 
     where the sum is over `j`, at one frequency `f`. The stride is ignored,
-    as in `sparsity_aware_norm`, which is `N_1`. It never falls with `k`, is at
-    most `sqrt(k) N_1`, and, from as many as there are input channels on, is
-    the norm of the layer's strongest output channel: at most the operator
-    norm, and at least that over the square root of the output channels.
+    as in `sparsity_aware_norm`, which is `N_1`. `N_k` never falls with `k`,
+    and is at most `sqrt(k) N_1`. Once `k` reaches the number of input
+    channels, it is the norm of the layer's strongest output channel: at most
+    the operator norm, and at least the operator norm over the square root of
+    the number of output channels.
 
-    Eq. 6 limits each channel rather than the signal. With `k` channels, of
-    norm 1 each, it would ask for something between `max over i and f of the
-    sum of the k largest |F{w_ij}(f)|` and `sqrt(k) N_k`.
+    Eq. 6 limits each channel rather than the whole signal. For `k` channels
+    of norm 1 each, the result would lie between `max over i and f of the sum
+    of the k largest |F{w_ij}(f)|` and `sqrt(k) N_k`.
 
     Proof. Let `x_j` be the channels, `k` of them or fewer. By Parseval
     `||y_i||^2` is the mean over the frequencies of
@@ -162,7 +164,7 @@ def sparse_norm(kernel, sparsity, spatial_shape=None, dilation_rate=1):
         kernel: Tensor of shape `(*kernel_size, in // groups, out)`. Of a
             transposed convolution, swap the last two axes first. Without
             spatial axes every filter is a single weight.
-        sparsity: Int >= 1, the channels that may be other than zero.
+        sparsity: Int >= 1, the largest number of nonzero channels.
         spatial_shape: Tuple of ints, the extents of the image that the layer
             filters. `None` means every frequency, whatever the image: the
             result is then at most 0.12 % per axis below the supremum.
@@ -197,13 +199,13 @@ def rms_modulus(kernel, spatial_shape=None, dilation_rate=1):
 
     The mean is over all filters and all frequencies. By Parseval it is the
     Frobenius norm of the kernel over the square root of the number of its
-    filters, once the taps of a kernel larger than the image, which wraps
-    around, are added up.
+    filters. A kernel larger than the image wraps around it: taps that meet
+    are added up first.
 
     Args:
         kernel: Tensor of shape `(*kernel_size, in, out)`.
         spatial_shape: Tuple of ints, the extents of the image that the layer
-            filters, or `None`, if it is larger than the kernel.
+            filters, or `None` for an image larger than the kernel.
         dilation_rate: Int or tuple of ints.
 
     Returns:
@@ -259,8 +261,8 @@ def active_channels(inputs, groups=1, channels_axis=-1):
 def spectral_norm(kernel):
     """The top singular value of the kernel as a `(fan_in, out)` matrix.
 
-    For convolutions this is Miyato's approximation, between the norm of the
-    true operator and that norm over the square root of the kernel's size.
+    For convolutions this is Miyato's approximation. It lies between the norm
+    of the operator and that norm over the square root of the kernel's size.
 
     Args:
         kernel: Tensor of shape `(*kernel_size, in, out)`.
@@ -340,14 +342,14 @@ def conv_spectral_norm(
 
 
 def fan_in_matrix(kernel):
-    """`(*kernel_size, in, out)` -> `(1, prod(kernel_size) * in, out)`."""
+    """The kernel as a matrix `(1, prod(kernel_size) * in, out)`."""
     kernel = float32(kernel)
     _check_rank(kernel.shape)
     return ops.reshape(kernel, (1, -1, kernel.shape[-1]))
 
 
 def fan_out_matrix(kernel):
-    """`(*kernel_size, in, out)` -> `(1, prod(kernel_size) * out, in)`."""
+    """The kernel as a matrix `(1, prod(kernel_size) * out, in)`."""
     kernel = float32(kernel)
     _check_rank(kernel.shape)
     *spatial, fan_in, out = range(len(kernel.shape))
@@ -358,10 +360,10 @@ def fourier_blocks(kernel, spatial_shape, strides=1, dilation_rate=1, groups=1):
     """The blocks of a cyclic convolution, one for each output frequency.
 
     A complex block `A + iB` is returned as the real matrix
-    `[[A, -B], [B, A]]`, which has the same singular values, each twice. Of
-    two conjugate frequencies one is kept: their norms are equal.
+    `[[A, -B], [B, A]]`, which has the same singular values, each twice. Only
+    one of two conjugate frequencies is kept: their norms are equal.
 
-    Args: as those of `conv_spectral_norm`.
+    The arguments are those of `conv_spectral_norm`.
 
     Returns:
         Tensor of shape `(blocks * groups, 2 * prod(strides) * in // groups,

@@ -18,7 +18,7 @@ def largest(values):
 
 
 def float32(x):
-    """The tensor that `x` is, in float32."""
+    """Converts `x` to a float32 tensor."""
     return ops.cast(ops.convert_to_tensor(x), "float32")
 
 
@@ -37,9 +37,9 @@ def unit_scale(x):
 def matmul(a, b):
     """The product of float32 matrices, in float32 on accelerators, too.
 
-    By default JAX rounds the factors to bfloat16 on TPUs and to TensorFloat-32
-    on GPUs, of 8 and 11 significant bits. TensorFlow does the latter, and has
-    a switch for the whole process only:
+    By default JAX rounds the factors to bfloat16 (8 significant bits) on TPUs
+    and to TensorFloat-32 (11 bits) on GPUs. TensorFlow does the latter, too,
+    but has a switch only for the whole process:
     `tf.config.experimental.enable_tensor_float_32_execution`.
     """
     if keras.backend.backend() == "jax":

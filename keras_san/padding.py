@@ -16,10 +16,10 @@ def circular_amounts(kernel_size, dilation_rate):
     """The number of pixels that a circular convolution adds on each side.
 
     The sum is always `(kernel_size - 1) * dilation_rate`, whatever the
-    stride: output `i` is then output `i * stride` of the same layer without
+    stride. So output `i` is output `i * stride` of the same layer without
     stride, and the output has `ceil(extent / stride)` pixels, as with
-    `padding="same"`. Where the sum is odd (kernels of even size) the extra
-    pixel goes after: below and to the right.
+    `padding="same"`. If the sum is odd (kernels of even size), the extra
+    pixel is added below or to the right.
 
     Args:
         kernel_size: Tuple of ints.
@@ -46,7 +46,7 @@ def circular_pad(inputs, amounts, data_format=None):
         The padded tensor.
 
     Raises:
-        ValueError: if more is to be added to one side than there is.
+        ValueError: if the padding of one side is wider than the image.
     """
     data_format = data_format or keras.config.image_data_format()
     first = 1 if data_format == "channels_last" else 2
@@ -71,7 +71,7 @@ def circular_pad(inputs, amounts, data_format=None):
 
 
 def _wrap(inputs, axis, before, after):
-    """Pads one axis, with a gradient that copies no more than it has to.
+    """Pads one axis, with a gradient that copies as little as possible.
 
     TensorFlow's own gradient of a slice is as large as the image, mostly
     zeros. JAX compiles that away; PyTorch keeps its own gradient.
@@ -92,7 +92,7 @@ def _wrap(inputs, axis, before, after):
 
 
 def _fold(padded, axis, before, after):
-    """The transpose of `_wrap`: adds what was repeated to where it is from."""
+    """The transpose of `_wrap`: adds repeated pixels to their originals."""
 
     @ops.custom_gradient
     def fold(x):
@@ -125,7 +125,7 @@ def _take(x, axis, start, stop):
 
 
 def _amounts_and_offsets(layer):
-    """The padding of the input, and where the result begins in the output.
+    """The padding of the input, and the place of the result in the output.
 
     Args:
         layer: A convolution of Keras that runs with `padding="valid"`.
@@ -156,7 +156,7 @@ def call_circular(layer, call, inputs):
 
     Args:
         layer: A convolution of Keras that runs with `padding="valid"`.
-        call: Its `call`, or what calls that.
+        call: Its `call`, or a function that calls it.
         inputs: Tensor.
     """
     if _has_transform(layer, call, inputs) and fourier.is_faster(
@@ -186,7 +186,8 @@ def call_circular(layer, call, inputs):
 def _has_transform(layer, call, inputs):
     """`True` if `_call_transformed` can take the place of the call.
 
-    Symbolic models have only what Keras can save without this package.
+    Symbolic models hold only operations that Keras can save without this
+    package.
     """
     plain = keras.layers.Conv2D
     if not isinstance(layer, plain) or isinstance(inputs, keras.KerasTensor):
@@ -224,10 +225,10 @@ def _read(layer, axis, pair, extent):
 
 
 def padded_shape(layer, input_shape):
-    """The shape of the images with which `call_circular` runs the layer.
+    """The shape of the padded images that `call_circular` runs a layer on.
 
     Raises:
-        ValueError: if more is to be added to one side than there is.
+        ValueError: if the padding of one side is wider than the image.
     """
     amounts, _ = _amounts_and_offsets(layer)
     first = 1 if layer.data_format == "channels_last" else 2
@@ -249,7 +250,7 @@ def padded_shape(layer, input_shape):
 
 
 def circular_output_shape(layer, compute_output_shape, input_shape):
-    """The shape of what `call_circular` returns."""
+    """The shape of the outputs of `call_circular`."""
     _, offsets = _amounts_and_offsets(layer)
     shape = list(compute_output_shape(padded_shape(layer, input_shape)))
     if offsets is not None:

@@ -1,4 +1,4 @@
-"""Constraints and regularizers of other GANs: baselines.
+"""Constraints and regularizers of other GANs, as baselines.
 
 Each is a Keras constraint or regularizer, for the argument
 `kernel_constraint` or `kernel_regularizer` of any layer.
@@ -39,8 +39,8 @@ class Clip(keras.constraints.Constraint):
 class UnitFilters(keras.constraints.Constraint):
     """Scales the weights of each output to unit norm after each update.
 
-    Weight normalization without its learned length, as SN-GAN's authors
-    compare with it, in a projected form: the kernel itself is kept
+    This is weight normalization without its learned length, with which
+    SN-GAN's authors compare, in a projected form: the kernel itself is kept
     normalized, rather than divided in the forward pass. (Keras' `UnitNorm`
     would need other axes for each rank of kernel.)
 
@@ -56,10 +56,10 @@ class UnitFilters(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable("keras_san")
 class Orthonormal(keras.regularizers.Regularizer):
-    """Draws a kernel, as a `(fan_in, outputs)` matrix W, to orthonormality.
+    """Pulls a kernel, as a `(fan_in, outputs)` matrix W, to orthonormality.
 
-    Adds `factor * |W^T W - 1|^2`, the sum of squares of all entries; of a
-    matrix with fewer rows than columns, `W W^T` takes the place of `W^T W`.
+    Adds `factor * |W^T W - 1|^2`, the sum of the squares of all entries. For
+    a matrix with fewer rows than columns, `W W^T` takes the place of `W^T W`.
 
     Args:
         factor: Positive float. The papers do not give theirs.

@@ -3,8 +3,8 @@
 A filter of few taps has a smooth power spectrum, a trigonometric polynomial
 of few terms, and most filters are far from the largest. So bounds decide which
 filters, and which of their frequencies, are looked at. A result counts only
-with a certificate that nothing left out can exceed it; without one the search
-widens, and at last everything is scanned.
+with a certificate that nothing left out can exceed it. Without one the search
+widens, until everything is scanned.
 
 Below, `w` are the taps of one filter, `F` is its Fourier transform and
 `P = |F|^2`. With the lags `d` (differences of taps, one of each pair `d, -d`)
@@ -127,8 +127,8 @@ def largest_modulus(filters, taps, grid):
 def largest_length(filters, taps, grid, count):
     """The largest gain from `count` input channels to one output channel.
 
-    That is the square root of the largest sum, over the outputs and the
-    frequencies, of the `count` largest P at that frequency.
+    For each output and frequency, add up the `count` largest P: the result is
+    the square root of the largest of these sums.
 
     Args:
         filters: float32 tensor of shape `(taps, outputs, inputs)`.
@@ -148,7 +148,7 @@ def largest_length(filters, taps, grid, count):
         return scale * ops.sqrt(ops.max(_top_sums(power, count)))
 
     def sums(filters, steps):
-        """For each output, the largest sum at every so many frequencies."""
+        """The largest sum for each output, at every so many frequencies."""
 
         def of_chunk(power):
             power = ops.reshape(power, (-1, filters.shape[1], inputs))
@@ -188,7 +188,7 @@ def _top_sums(power, count):
 
 
 def _without_idle_axes(taps, grid):
-    """One tap along an axis has the same modulus at all of its frequencies."""
+    """Taps and grid without the axes along which the modulus is constant."""
     axes = [axis for axis, t in enumerate(taps.T) if t.any() and grid[axis] > 1]
     return taps[:, axes], tuple(grid[axis] for axis in axes)
 
@@ -312,12 +312,12 @@ def _promising_filters(filters, num_groups):
 
 
 def _group(n):
-    """Filters a group: as many as balances sorting groups with looking."""
+    """The filters per group that balance sorting groups and looking."""
     return math.gcd(n, 2 ** max(0, round(math.log2(math.sqrt(n) / 64))))
 
 
 def _work(shape, tables, effort):
-    """Multiplications by which an effort finds the terms of (1)."""
+    """The multiplications that an effort spends on the terms of (1)."""
     _, n = shape
     looked_at = min(n, effort[0] * _group(n))
     return looked_at * (tables.transform.size + tables.to_rho.size)

@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 @pytest.fixture
 def fresh_keras():
-    """Keras as a new process finds it: names, and the precision of layers."""
+    """Resets names and the precision of layers, as in a new process."""
     import keras
 
     policy = keras.config.dtype_policy()
@@ -23,7 +23,7 @@ def fresh_keras():
 
 @pytest.fixture
 def quick(fresh_keras, monkeypatch):
-    """Trainings as of `helpers.quickly`."""
+    """Makes trainings fast, see `helpers.quickly`."""
     from helpers import quickly
 
     quickly(monkeypatch)
@@ -31,7 +31,7 @@ def quick(fresh_keras, monkeypatch):
 
 @pytest.fixture
 def children_here(quick, monkeypatch):
-    """Runs in this process what tools start as processes; a list of these."""
+    """Runs the processes of tools in this one, and returns a list of them."""
     from helpers import run_children_here
 
     return run_children_here(monkeypatch)

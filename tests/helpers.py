@@ -1,4 +1,4 @@
-"""What several tests need: backends, and norms in plain NumPy."""
+"""Helpers of several tests: backends, and norms in plain NumPy."""
 
 import os
 import runpy
@@ -17,10 +17,6 @@ from keras_san.differentiation import value_and_gradients
 
 BACKEND = keras.config.backend()
 
-needs_training = pytest.mark.skipif(
-    BACKEND == "torch", reason="GANs train on tensorflow and jax; run there"
-)
-
 # What torch hands to NumPy 2 in `convert_to_numpy`.
 ignore_torch_copies = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept:DeprecationWarning"
@@ -28,7 +24,7 @@ ignore_torch_copies = pytest.mark.filterwarnings(
 
 
 def property_test(**examples):
-    """A hypothesis test of so many examples, by backend; the same each time.
+    """A hypothesis test of the same examples each time, as many per backend.
 
     JAX compiles every operation anew for each new shape, and so gets few.
     """
@@ -42,10 +38,10 @@ def property_test(**examples):
 
 
 def quickly(patch, export=False):
-    """Trainings of a few steps without what takes most of their time.
+    """Makes trainings of a few steps fast.
 
-    On TensorFlow to trace a step takes longer than to run it a few times, and
-    to export a network longer than both.
+    On TensorFlow it takes longer to trace a step than to run it a few times,
+    and longer still to export a network.
 
     Args:
         patch: A `pytest.MonkeyPatch`.
@@ -198,7 +194,7 @@ def pixels(path):
 
 
 def nearly(a, b):
-    """Equal as files of 8 bits can be."""
+    """Asserts that arrays are equal up to rounding to 8 bits."""
     np.testing.assert_allclose(a, b, atol=0.51)
     return True
 
@@ -227,7 +223,7 @@ def kernel_gradient(layer, kernel, inputs, cotangent):
 
 
 def value_and_gradient(function, x):
-    """A float, and its gradient to `x` in NumPy."""
+    """A float, and its gradient with respect to `x`, in NumPy."""
 
     def stateless(values):
         with keras.StatelessScope():
@@ -240,7 +236,7 @@ def value_and_gradient(function, x):
 
 
 def detached(x):
-    """In NumPy, also where PyTorch keeps what it has been computed from."""
+    """Converts to NumPy, also a tensor of PyTorch with a gradient."""
     return to_numpy(ops.stop_gradient(x))
 
 
@@ -249,7 +245,7 @@ def detached(x):
 
 
 def circular_transform(kernel, grid, dilation_rate=1):
-    """DFT of all filters, wrapped around: `(*grid, in, out)`, complex."""
+    """The DFT of all filters, wrapped around: `(*grid, in, out)`, complex."""
     rank = len(grid)
     dilation_rate = np.broadcast_to(dilation_rate, (rank,))
     image = np.zeros((*grid, *kernel.shape[rank:]))
@@ -313,7 +309,7 @@ def operator_norm(kernel, grid, strides=1, dilation_rate=1, groups=1):
 
 
 def circular_convolution(inputs, kernel, strides=1, dilation_rate=1, groups=1):
-    """Output `i` is centred on input `i * stride`."""
+    """The convolution whose output `i` is centred on input `i * stride`."""
     rank = kernel.ndim - 2
     strides = np.broadcast_to(strides, (rank,))
     dilation_rate = np.broadcast_to(dilation_rate, (rank,))

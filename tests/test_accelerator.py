@@ -1,4 +1,4 @@
-"""`tools/accelerator.py`, tiny and on the CPU."""
+"""Tests of `tools/accelerator.py`, tiny and on the CPU."""
 
 import csv
 import os

@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, ignore_torch_copies, needs_training, to_numpy
+from helpers import BACKEND, ignore_torch_copies, to_numpy
 from keras import layers
 
-from keras_san import AttributeGAN, SANConv2D, losses
+from keras_san import AttributeGAN, SANConv2D, penalties
 
 pytestmark = ignore_torch_copies
 
@@ -52,10 +52,9 @@ def cross_entropy(attributes, logits):
     return -values.sum(axis=1).mean()
 
 
-@needs_training
 class TestStep:
     def test_a_step_is_what_the_docstring_says(self, monkeypatch):
-        """One update, written out with what the networks put out."""
+        """One update, written out with the outputs of the networks."""
         gan = make_gan(class_weight=0.7, cycle_weight=5.0, identity_weight=2.0)
         for optimizer in (gan.generator_optimizer, gan.critic_optimizer):
             optimizer.learning_rate = 0.0
@@ -129,7 +128,7 @@ class TestStep:
         gan = make_gan(
             loss="wasserstein",
             critic_steps=2,
-            penalty=losses.GradientPenalty(),
+            penalty=penalties.GradientPenalty(),
         )
         history = fit(gan, batch_size=8)
         assert np.isfinite(history["loss"]).all()
@@ -161,7 +160,7 @@ class TestStep:
         """Their cross entropy would fall without limit."""
         gan = make_gan()
         for wrong in (2 * ATTRIBUTES - 1, 2 * ATTRIBUTES):
-            with pytest.raises(ValueError, match="0 where not.*outside of"):
+            with pytest.raises(ValueError, match="0 where not.*values from"):
                 gan.fit(IMAGES, wrong, batch_size=4, verbose=0)
 
     @pytest.mark.parametrize(
@@ -193,7 +192,7 @@ def test_generate():
         gan.generate(IMAGES, ATTRIBUTES[:, :3])
     with pytest.raises(ValueError, match=r"8, 8, 3\).*images of.*\(8, 6, 8"):
         gan.generate(IMAGES[:, :6], ATTRIBUTES)
-    with pytest.raises(ValueError, match="0 where not.*outside of"):
+    with pytest.raises(ValueError, match="0 where not.*values from"):
         gan.generate(IMAGES, 2.0 * ATTRIBUTES - 1.0)
 
 

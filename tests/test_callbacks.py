@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from helpers import (
     matrix_norm,
-    needs_training,
     sparsity_aware,
     to_numpy,
 )
@@ -33,7 +32,6 @@ def test_image_grid():
     assert np.all(callbacks.image_grid(images * 3, 2)[1, 1] == 0)  # Clipped.
 
 
-@needs_training
 def test_sample_grid(tmp_path):
     gan = make_gan(None)
     grid = callbacks.SampleGrid(tmp_path / "run", rows=2, columns=3, scale=2)
@@ -66,7 +64,6 @@ def test_sample_grid_shows_another_picture(tmp_path):
     np.testing.assert_array_equal(grid.latest, a_picture())
 
 
-@needs_training
 def test_sample_grid_shows_a_class_a_column(tmp_path):
     gan = make_gan(None, num_classes=3)
     seen = []
@@ -79,7 +76,6 @@ def test_sample_grid_shows_a_class_a_column(tmp_path):
     np.testing.assert_array_equal(seen[0], [0, 1, 2, 0] * 2)
 
 
-@needs_training
 def test_training_log(tmp_path):
     gan = make_gan()
     log = callbacks.TrainingLog(tmp_path)
@@ -125,7 +121,6 @@ def extract(images):
     return flat @ mixing, flat @ mixing
 
 
-@needs_training
 class TestEvaluation:
     def test_values(self):
         gan = make_gan(None)
@@ -253,7 +248,6 @@ class TestEvaluation:
         assert np.abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 0.2
 
 
-@needs_training
 class TestCheckpoint:
     @pytest.mark.parametrize(
         "settings",
@@ -363,7 +357,6 @@ def limited_files(size):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@needs_training
 def test_tensorboard(tmp_path):
     gan = make_gan()
     board = callbacks.TensorBoard(tmp_path, rows=2, columns=3)
@@ -399,7 +392,6 @@ def test_a_missing_package_is_told_at_once(tmp_path, monkeypatch):
             made(tmp_path)
 
 
-@needs_training
 def test_only_the_chief_writes(tmp_path, monkeypatch):
     gan = make_gan(None)
     monkeypatch.setattr(type(gan), "is_chief", False)
@@ -445,9 +437,8 @@ def test_kernel_norms():
     np.testing.assert_allclose(norms["norm/plain"], plain, rtol=1e-4)
 
 
-@needs_training
 def test_logged_norms_are_the_critics(tmp_path):
-    """Also where both networks have layers of the same names."""
+    """Layers of both networks may have the same names."""
     gan = keras_san.GAN(
         biggan.generator(8, latent_dim=4, width=0.02),
         biggan.critic(8, width=0.02),
@@ -576,7 +567,7 @@ class TestProgress:
         return capsys.readouterr().out
 
     def test_a_line_an_epoch(self, capsys):
-        """In a file: no line is written over."""
+        """A file gets one line per epoch, which nothing overwrites."""
         first, second = self.train(capsys, epochs=2).splitlines()
         assert first.startswith(" 50% 4/8 [0") and "step" in first
         assert second.startswith("100% 8/8 [") and "critic_loss=" in second

@@ -1,7 +1,7 @@
 """Every layer and every normalizer against the promises of the design.
 
-Each promise is a test that fails when the promise is broken. What is
-expected comes from NumPy in float64, or from the plain Keras layer.
+Each promise is a test that fails when the promise is broken. Expected
+values come from NumPy in float64, or from the plain Keras layer.
 """
 
 import functools
@@ -189,11 +189,13 @@ def example(layer_name, seed=0):
 
 
 def kernels(layer):
-    return [norm.get_kernel() for norm in layer.normalizations]
+    return [
+        normalization.get_kernel() for normalization in layer.normalizations
+    ]
 
 
 def divided_kernels(layer):
-    """What the layer really runs with, by way of `strip`."""
+    """The kernels that the layer really runs with, by way of `strip`."""
     plain = keras_san.strip(layer)
     shapes = [k.shape for k in kernels(layer)]
     found = [w for w in plain.weights if len(w.shape) > 1]
@@ -375,13 +377,16 @@ def test_when_the_norm_is_measured(layer_name, normalizer_name):
         layer(inputs, **kwargs)
         return all(
             np.allclose(
-                float(to_numpy(norm.norm)),
+                float(to_numpy(normalization.norm)),
                 expected_norm(
-                    layer_name, normalizer_name, i, to_numpy(norm.get_kernel())
+                    layer_name,
+                    normalizer_name,
+                    i,
+                    to_numpy(normalization.get_kernel()),
                 ),
                 rtol=1e-3,
             )
-            for i, norm in enumerate(layer.normalizations)
+            for i, normalization in enumerate(layer.normalizations)
         )
 
     assert not measured(training=False)
@@ -421,7 +426,7 @@ def test_projection_follows_the_update(layer_name, normalizer_name):
             layer_name, normalizer_name, index, to_numpy(kernel)
         )
         np.testing.assert_allclose(norm, 0.5, rtol=1e-4)
-    assert not [w for norm in layer.normalizations for w in norm.weights]
+    assert not [n for n in layer.normalizations if n.weights]
 
 
 @pytest.mark.parametrize("normalizer_name", ["sn", "bssn", "conv_sn"])
@@ -429,8 +434,8 @@ def test_a_changing_kernel_is_followed(normalizer_name):
     """Power iteration from the last vectors keeps up with training."""
     layer, inputs = make("san_conv2d", normalizer_name)
     rng = np.random.default_rng(3)
-    (norm,) = layer.normalizations
-    kernel = norm.get_kernel()
+    (normalization,) = layer.normalizations
+    kernel = normalization.get_kernel()
     # The same on all backends, and no near tie, at which it would lag.
     kernel.assign(rng.normal(size=kernel.shape) * 0.2)
     for _ in range(60):
@@ -438,15 +443,17 @@ def test_a_changing_kernel_is_followed(normalizer_name):
         kernel.assign(to_numpy(kernel) + step)
         layer(inputs, training=True)
     expected = expected_norm("san_conv2d", normalizer_name, 0, to_numpy(kernel))
-    np.testing.assert_allclose(to_numpy(norm.norm), expected, rtol=0.01)
-    before = to_numpy(norm.norm)
+    np.testing.assert_allclose(
+        to_numpy(normalization.norm), expected, rtol=0.01
+    )
+    before = to_numpy(normalization.norm)
     for _ in range(3):
         layer(inputs)
-    np.testing.assert_array_equal(to_numpy(norm.norm), before)
+    np.testing.assert_array_equal(to_numpy(normalization.norm), before)
 
 
 def expected_gain(layer_name, kernel, inputs):
-    """How many channels are active, and the adaptive gain, in float64."""
+    """The number of active channels, and the adaptive gain, in float64."""
     if layer_name in ("san_dense", "separable"):
         return None, 1.0
     groups = 2 if layer_name == "san_conv2d_groups" else 1
@@ -475,19 +482,21 @@ def test_the_adaptive_gain(layer_name):
     before = divided_kernels(layer)
 
     def check(channels, gain):
-        for index, norm in enumerate(layer.normalizations):
-            kernel = to_numpy(norm.get_kernel())
+        for index, normalization in enumerate(layer.normalizations):
+            kernel = to_numpy(normalization.get_kernel())
             lemma_1 = expected_norm(layer_name, "san", index, kernel)
-            np.testing.assert_allclose(to_numpy(norm.gain()), gain, rtol=1e-5)
             np.testing.assert_allclose(
-                to_numpy(norm.current()), gain * lemma_1, rtol=1e-5
+                to_numpy(normalization.gain()), gain, rtol=1e-5
+            )
+            np.testing.assert_allclose(
+                to_numpy(normalization.current()), gain * lemma_1, rtol=1e-5
             )
             np.testing.assert_allclose(
                 divided_kernels(layer)[index], before[index] / gain, rtol=1e-5
             )
             if channels is not None:
                 np.testing.assert_allclose(
-                    to_numpy(norm.channels), channels, rtol=1e-5
+                    to_numpy(normalization.channels), channels, rtol=1e-5
                 )
 
     kernel = to_numpy(kernels(layer)[0])
@@ -548,8 +557,8 @@ def test_sparse_signals_get_plain_san(layer_name):
             to_numpy(layer(inputs, training=True)),
             to_numpy(plain(inputs, training=True)),
         )
-    for norm in layer.normalizations:
-        assert float(to_numpy(norm.gain())) == 1.0
+    for normalization in layer.normalizations:
+        assert float(to_numpy(normalization.gain())) == 1.0
 
 
 # 4. State is weights: it survives files and checkpoints, bit for bit.
@@ -599,13 +608,13 @@ def test_weights_restore_everything(normalizer_name, form, tmp_path):
 @each_normalizer
 def test_state_is_float32_and_agrees_between_replicas(normalizer_name):
     layer, _ = make("san_conv2d", normalizer_name, dtype="mixed_bfloat16")
-    for norm in layer.normalizations:
-        for weight in norm.weights:
+    for normalization in layer.normalizations:
+        for weight in normalization.weights:
             expected = "int32" if weight.name == "counter" else "float32"
             assert weight.dtype == expected
             assert not weight.trainable
             assert weight.aggregation == "only_first_replica"
-    names = {w.name for w in norm.weights}
+    names = {w.name for w in normalization.weights}
     assert {"norm", "counter"} <= names
     follows = NORMALIZERS[normalizer_name]().differentiable
     assert follows == ("vectors_0" in names)
@@ -662,17 +671,19 @@ def test_mixed_precision(layer_name, normalizer_name, form, dtype):
             plain(inputs)
         pytest.skip(f"Keras' own layer has no {compute} here: {error}")
     assert keras.utils.standardize_dtype(outputs.dtype) == compute
-    for index, norm in enumerate(layer.normalizations):
-        kernel = norm.get_kernel()
+    for index, normalization in enumerate(layer.normalizations):
+        kernel = normalization.get_kernel()
         assert kernel.dtype == "float32"
         expected = expected_norm(
             layer_name, normalizer_name, index, to_numpy(kernel)
         )
         np.testing.assert_allclose(
-            to_numpy(norm.current()), expected, rtol=1e-5
+            to_numpy(normalization.current()), expected, rtol=1e-5
         )
         if form == "divide":  # As it was measured inside of the call.
-            np.testing.assert_allclose(to_numpy(norm.norm), expected, rtol=1e-5)
+            np.testing.assert_allclose(
+                to_numpy(normalization.norm), expected, rtol=1e-5
+            )
     epsilon = 0.01 if compute == "float16" else 0.05
     expected = to_numpy(reference(inputs))
     np.testing.assert_allclose(
@@ -749,7 +760,7 @@ def compiled(layer, inputs, xla):
 
 @each_form
 def test_fit(form):
-    """In a model that `fit` itself builds: already the first loss is right."""
+    """A model that `fit` itself builds has the right loss from the start."""
     rng = np.random.default_rng(3)
     raw = [rng.normal(size=(3, 3, 4, 2)), rng.normal(size=(48, 1))]
 
@@ -800,18 +811,20 @@ def test_zero_kernel_gives_zero_and_recovers(layer_name, normalizer_name, form):
     outputs = to_numpy(layer(inputs, training=True))
     np.testing.assert_array_equal(outputs, np.zeros_like(outputs))
     if form == "project":
-        for norm in layer.normalizations:
-            zero = to_numpy(norm.project(norm.get_kernel()))
+        for normalization in layer.normalizations:
+            zero = to_numpy(normalization.project(normalization.get_kernel()))
             np.testing.assert_array_equal(zero, np.zeros_like(zero))
         return
     for kernel, value in zip(kernels(layer), values):
         kernel.assign(value)
     layer(inputs, training=True)
-    for index, norm in enumerate(layer.normalizations):
+    for index, normalization in enumerate(layer.normalizations):
         expected = expected_norm(
             layer_name, normalizer_name, index, values[index]
         )
-        np.testing.assert_allclose(to_numpy(norm.norm), expected, rtol=1e-3)
+        np.testing.assert_allclose(
+            to_numpy(normalization.norm), expected, rtol=1e-3
+        )
 
 
 @each_setting
@@ -918,8 +931,8 @@ def test_unknown_height_and_width(normalizer_name, form):
 
 
 def divided(layer):
-    norm = layer.normalizations[0]
-    return 1 / to_numpy(norm.norm) if norm.divides else 1.0
+    normalization = layer.normalizations[0]
+    return 1 / to_numpy(normalization.norm) if normalization.divides else 1.0
 
 
 def test_unknown_size_has_no_operator_norm():

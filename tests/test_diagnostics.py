@@ -1,4 +1,4 @@
-"""What diagnostics measure, against NumPy in float64 and closed forms."""
+"""Measurements of diagnostics against NumPy in float64 and closed forms."""
 
 import math
 
@@ -716,7 +716,7 @@ def test_embeddings_have_no_signals():
 
 
 def divided_by(kernel, kind):
-    """What a layer runs with, in float64."""
+    """The kernel that a layer runs with, in float64."""
     matrices = [kernel.reshape(-1, kernel.shape[-1])]
     if kind == "bsn" and kernel.ndim > 2:
         other = swapped(kernel)

@@ -14,7 +14,7 @@ import keras_san
 from keras_san import SANConv2D, SANDense, normalizers
 from keras_san.diagnostics import (
     diagnose,
-    inert_norms,
+    inert_normalizations,
     report,
 )
 from keras_san.diagnostics.__main__ import load_images, main
@@ -111,7 +111,7 @@ def test_verdicts(name):
 
 
 @pytest.mark.parametrize(
-    "inert, normalizer, between, norm",
+    "inert, normalizer, between, normalization",
     [
         ("first", "san", [], layers.BatchNormalization()),
         (
@@ -123,18 +123,20 @@ def test_verdicts(name):
         ("third", "bsn", [layers.Identity()], layers.LayerNormalization()),
     ],
 )
-def test_norms_that_do_nothing(inert, normalizer, between, norm):
+def test_normalizations_that_do_nothing(
+    inert, normalizer, between, normalization
+):
     parts = [keras.Input((8, 8, 3))]
     for name in ("first", "second", "third"):
         parts.append(SANConv2D(4, 3, normalizer=normalizer, name=name))
         if name == inert:
-            parts += [*between, norm]
+            parts += [*between, normalization]
         parts.append(layers.LeakyReLU(0.1))
     parts += [layers.Flatten(), SANDense(1, name="dense")]
     keras.utils.set_random_seed(0)
     critic = keras.Sequential(parts)
     images = images_of(3, 8, 8, 3)
-    assert inert_norms(critic, images) == [inert]
+    assert inert_normalizations(critic, images) == [inert]
     if between:
         # What a diagnosis makes of it does not depend on what stands between.
         return
@@ -159,7 +161,7 @@ def test_norms_that_do_something():
             SANDense(1),
         ]
     )
-    assert inert_norms(critic, images_of(2, 8, 8, 3)) == []
+    assert inert_normalizations(critic, images_of(2, 8, 8, 3)) == []
 
 
 def small_critic(normalizer="san", size=8, **kwargs):
@@ -518,12 +520,12 @@ def test_command_with_bad_inputs(critic_path, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments, message in (
-        (["missing.keras"], "no such file. Received: 'missing.keras'"),
+        (["missing.keras"], "no such file.*Received: 'missing.keras'"),
         ([str(text)], "no Keras model.* Received: '.*text.keras'"),
-        ([str(tmp_path / "two.keras")], "images alone.*Received: .*two.keras"),
+        ([str(tmp_path / "two.keras")], "images only.*Received: .*two.keras"),
         (
             [critic_path, "--data", str(empty)],
-            "two images at least. Received: '.*empty' with 0",
+            "at least two images. Received: '.*empty' with 0",
         ),
         ([critic_path, "--images", "1"], "Received: images=1"),
     ):

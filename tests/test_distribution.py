@@ -53,11 +53,11 @@ def batches(*arrays):
     data = data.batch(8, drop_remainder=True)
     return data.map(lambda x: x) if len(arrays) == 1 else data
 
-def norms_of(model):
+def normalizations_of(model):
     return [
-        norm
+        normalization
         for layer in model._flatten_layers()
-        for norm in getattr(layer, "normalizations", [])
+        for normalization in getattr(layer, "normalizations", [])
     ]
 
 def keep(name, strategy, model, history):
@@ -67,7 +67,7 @@ def keep(name, strategy, model, history):
         results[f"{name}/weight/{i:02}"] = weight.numpy()
     if strategy:
         # Whatever should be the same everywhere, as each replica has it.
-        variables = [v for n in norms_of(model) for v in n.variables]
+        variables = [v for n in normalizations_of(model) for v in n.variables]
         variables += model.weights
         for i, variable in enumerate(variables):
             copies = strategy.experimental_local_results(variable.value)
@@ -112,9 +112,9 @@ for form in ("divide", "project"):
                 run_eagerly=strategy is None,
             )
         # What a kernel has become, its first measurement finds.
-        for norm in norms_of(model):
-            kernel = norm.get_kernel()
-            if norm.divides:
+        for normalization in normalizations_of(model):
+            kernel = normalization.get_kernel()
+            if normalization.divides:
                 kernel.assign(kernel.numpy() * 1.5)
         history = model.fit(
             batches(inputs, targets), epochs=3, verbose=0, shuffle=False
@@ -246,7 +246,7 @@ OTHERS = {
 SETTINGS = {
     "form": "divide",
     "ema": 0.9,
-    "penalty": keras_san.losses.GradientPenalty(),
+    "penalty": keras_san.penalties.GradientPenalty(),
 }
 for name in ("latents", *OTHERS):
     for device, strategy in (("one", None), ("two", mirrored)):
@@ -311,7 +311,7 @@ CASES = {
             "ema": 0.9,
             "num_classes": 3,
             "critic_steps": 2,
-            "penalty": keras_san.losses.GradientPenalty(),
+            "penalty": keras_san.penalties.GradientPenalty(),
         },
         batches(),
     ),
@@ -379,7 +379,7 @@ CASES = {
     "divide": {"form": "divide", "ema": 0.9},
     "project": {"form": "project", "critic_steps": 2},
     "penalty": {
-        "form": "divide", "penalty": keras_san.losses.GradientPenalty()
+        "form": "divide", "penalty": keras_san.penalties.GradientPenalty()
     },
 }
 

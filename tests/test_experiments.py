@@ -9,7 +9,8 @@ from helpers import BACKEND, run_module
 from PIL import Image
 
 from experiments import batches, data, image_generation, training
-from keras_san import callbacks, losses, normalizers, regularizers
+from keras_san import callbacks, losses, normalizers, penalties, regularizers
+from keras_san.augmentation import AdaptiveAugmentation
 
 pytestmark = [
     pytest.mark.skipif(
@@ -94,7 +95,8 @@ class TestNormalizers:
         assert len(kernels) == 8
         assert all(layer.normalizer is None for layer in kernels)
         penalized = name == "wgan_gp"
-        assert isinstance(gan.penalty, losses.GradientPenalty) == penalized
+        kinds = [penalties.GradientPenalty] * penalized
+        assert [type(x) for x in gan.penalties] == kinds
         assert gan.critic_steps == (5 if penalized else 1)
         assert type(gan.loss_function) is loss
         constraint = {
@@ -177,7 +179,7 @@ class TestSettings:
         with pytest.raises(SystemExit):
             image_generation.parse(["--network", "cnn", "--help"])
         lines = capsys.readouterr().out.splitlines()
-        assert len(lines) <= 50
+        assert len(lines) <= 54
         # The defaults are those of the preset.
         assert any("--epochs" in x and "625" in x for x in lines)
 
@@ -204,6 +206,15 @@ class TestSettings:
         with pytest.warns(UserWarning, match="`jit_compile` cannot also"):
             gan = made(jit=True)
         assert gan._compile_arguments["jit_compile"] is True
+
+    def test_what_keeps_the_critic_in_check(self):
+        gan = made(r1=0.5, r2=0.25, penalty_interval=4, augmentation="cutout")
+        found = [(type(x), x.weight, x.interval) for x in gan.penalties]
+        assert found == [(penalties.R1, 0.5, 4), (penalties.R2, 0.25, 4)]
+        assert gan.augmentation.policy == ["cutout"]
+        gan = made(augmentation="adaptive", loss="relativistic")
+        assert type(gan.augmentation) is AdaptiveAugmentation
+        assert type(gan.loss_function) is losses.Relativistic
 
     def test_last_block(self):
         few = made("resnet", size=48).critic.count_params()
@@ -239,8 +250,11 @@ class TestSettings:
             ({"learning_rate": -1.0}, ">= 0. Received: --learning-rate -1"),
             ({"critic_learning_rate": np.inf}, "--critic-learning-rate inf"),
             ({"decay": 1.5}, "from 0 to 1. Received: --decay 1.5"),
-            ({"halve_at": (0.5, 1.5)}, r"--halve-at.*\[0.5, 1.5\]"),
+            ({"halve_at": (0.5, 1.5)}, r"--halve-at.*\(0.5, 1.5\)"),
             ({"ema": 1.0}, "--ema 1.0"),
+            ({"r1": -1.0}, "weight=-1.0"),
+            ({"r1": 1.0, "penalty_interval": 0}, "interval=0"),
+            ({"augmentation": "blur"}, "'cutout'.*Received: 'blur'"),
             ({"network": "vgg"}, "biggan.*--network vgg"),
             ({"size": 20}, "multiple of 8"),
             ({"batch_size": 4000}, "--batch-size 4000"),
@@ -308,8 +322,8 @@ class TestEvaluation:
             assert json.load(file)["extractor"] == "judge.keras"
         # Goes on without, but not with another one.
         args = dataclasses.replace(args, resume=True, epochs=3)
-        resumed, found = image_generation.open_run(args)
-        assert found is None
+        resumed = image_generation.open_run(args)
+        assert resumed.extractor is None
         resumed.begin()
         other = str(judge_model(tmp_path / "other.keras"))
         args = dataclasses.replace(args, **measured, extractor=other)
@@ -453,7 +467,7 @@ def test_nothing_is_overwritten(tmp_path):
 @pytest.mark.parametrize("falling", [{"decay": 0.5}, {"halve_at": (0.5,)}])
 def test_a_rate_that_falls_falls_once(tmp_path, falling):
     args = settings(tmp_path, **falling)
-    image_generation.open_run(args)[0].begin()
+    image_generation.open_run(args).begin()
     args = dataclasses.replace(args, resume=True, epochs=2)
     with pytest.raises(ValueError, match="'epochs': '1 -> 2'"):
         image_generation.run(args)

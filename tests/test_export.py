@@ -1,4 +1,4 @@
-"""`strip`, and `model.export`: the same function without keras_san."""
+"""Tests of `strip` and `model.export`: the same function without keras_san."""
 
 import functools
 import os
@@ -190,7 +190,7 @@ def outputs_of(model, inputs):
 
 
 def moved(model):
-    """With kernels that the layers have not been built with."""
+    """Sets kernels that the layers have not been built with."""
     keras.utils.set_random_seed(2)
     rng = np.random.default_rng(2)
     for weight in model.trainable_weights:
@@ -207,12 +207,12 @@ def moved(model):
 
 @functools.cache
 def prepared(make, form):
-    """Each model but once; no test may change it."""
+    """Prepares each model only once; no test may change it."""
     return moved(make(form))
 
 
 def names_of(model):
-    """Those that a user may have given; Keras numbers the inputs anew."""
+    """The names that a user may give; Keras numbers the inputs anew."""
     names = [layer.name for layer in model.layers]
     return [n for n in names if not n.startswith(("input_l", "keras_tensor"))]
 
@@ -301,7 +301,7 @@ print("all served")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The folder of one critic in both forms, with what it answers."""
+    """The folder of one critic in both forms, with its outputs."""
     folder = tmp_path_factory.mktemp("exported")
     for form in ("divide", "project"):
         model = prepared(sequential, form)

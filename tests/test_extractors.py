@@ -238,7 +238,7 @@ class TestInception:
 
     @pytest.fixture
     def served(self, tmp_path, monkeypatch):
-        """Where the archive of the module is downloaded from, and to."""
+        """The places that the archive is downloaded from and to."""
         url = (tmp_path / "inception").as_uri()
         monkeypatch.setattr(extractors, "INCEPTION", url)
         cache = tmp_path / "cache"

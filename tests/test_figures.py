@@ -26,7 +26,7 @@ def rows_of(path):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Those that need few runs, each of a step."""
+    """The figures that need few runs, each of a step."""
     folder = tmp_path_factory.mktemp("figures")
     names = ["singular_values", "channel_sparsity", "subset_gain"]
     arguments = ["--quick", "--output", str(folder), "--figures"]
@@ -103,7 +103,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def trained(tmp_path):
-    """Logs as of runs, with numbers that tell whose they are."""
+    """Logs as from runs, with numbers that tell whose they are."""
     found = {}
     names = {row for make in figures.RUNS.values() for _, row in make(True)}
     for place, name in enumerate(sorted(names)):

@@ -1,4 +1,4 @@
-"""`keras_san.fourier` against sums over taps in NumPy float64."""
+"""Tests of `keras_san.fourier` against sums over taps in NumPy float64."""
 
 import itertools
 
@@ -42,7 +42,7 @@ GEOMETRIES = [
 
 
 def taps(kernel):
-    """All taps and how far to roll an image to what they multiply."""
+    """All taps, and how far to roll an image to the pixels they multiply."""
     for tap in np.ndindex(*kernel.shape[:2]):
         yield tap, [(k - 1) // 2 - t for k, t in zip(kernel.shape, tap)]
 
@@ -53,7 +53,7 @@ def convolve(x, w, strides):
 
 
 def of_inputs(x, w, strides, cotangent):
-    """The gradient of `sum(convolve(x, w, strides) * cotangent)` to `x`."""
+    """The gradient of `sum(convolve(x, w, strides) * cotangent)` in `x`."""
     full = np.zeros((*x.shape[:3], w.shape[-1]))
     full[:, :: strides[0], :: strides[1]] = cotangent
     back = [(tap, [-s for s in shift]) for tap, shift in taps(w)]
@@ -61,7 +61,7 @@ def of_inputs(x, w, strides, cotangent):
 
 
 def of_kernel(x, w, strides, cotangent):
-    """The gradient of the same to `w`."""
+    """The gradient of the same in `w`."""
     gradient = np.zeros(w.shape)
     for tap, shift in taps(w):
         seen = np.roll(x, shift, (1, 2))[:, :: strides[0], :: strides[1]]
@@ -81,7 +81,7 @@ def transformed(strides):
 
 
 def padded(strides):
-    """The other way to the same."""
+    """The same convolution by way of padding."""
 
     def convolution(x, w):
         amounts = circular_amounts(w.shape[:2], (1, 1))
@@ -92,7 +92,7 @@ def padded(strides):
 
 
 def compiled(function):
-    """JAX would compile each operation by itself."""
+    """Compiles on JAX, which would otherwise compile each operation."""
     if BACKEND == "jax":
         import jax
 
@@ -101,7 +101,7 @@ def compiled(function):
 
 
 def gradients(function, *arrays):
-    """Of a scalar function, to all arrays, differentiable themselves."""
+    """The gradients of a scalar function, differentiable themselves."""
     if BACKEND == "jax":
         import jax
 
@@ -134,7 +134,7 @@ def penalty(convolution, v):
 
 
 def expected_of_penalty(x, w, v, strides):
-    """What `penalty` has to return, in NumPy float64."""
+    """The expected result of `penalty`, in NumPy float64."""
     y = convolve(x, w, strides)
     upstream = 3 * v * y**2
     g = of_inputs(x, w, strides, upstream)
@@ -149,7 +149,7 @@ def expected_of_penalty(x, w, v, strides):
 
 
 def close(found, expected, tolerance=1e-5):
-    """Within a multiple of the largest number expected."""
+    """Asserts equality, relative to the largest number expected."""
     found, expected = to_numpy(found), np.asarray(expected, "float64")
     assert found.shape == expected.shape
     atol = tolerance * np.abs(expected).max()
@@ -245,7 +245,7 @@ def test_batches_of_unknown_size(jit_compile):
 
 
 def asked(batch=64, image=(8, 8), k=(3, 3), c=128, f=128, s=(1, 1), dtypes=()):
-    """Whether the transforms are used, by default where they are."""
+    """The result of `is_faster` for such inputs and kernels."""
     of_inputs, of_kernel = dtypes or ("float32", "float32")
     inputs = np.broadcast_to(np.zeros((), of_inputs), (batch, *image, c))
     kernel = np.broadcast_to(np.zeros((), of_kernel), (*k, c, f))
@@ -331,7 +331,7 @@ def test_sizes_that_are_not_known():
 
 @pytest.fixture
 def count(monkeypatch):
-    """Sets which way layers take; counts how often it was the transforms."""
+    """Sets which way layers take, and counts calls of the transforms."""
     original, calls = fourier.circular_convolution, []
 
     def convolution(*args):

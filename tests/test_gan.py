@@ -1,20 +1,12 @@
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, images_of, needs_training, to_numpy
+from helpers import BACKEND, images_of, to_numpy
 from keras import layers, ops
 from keras.regularizers import L2
 
 import keras_san
-from keras_san import GAN, SANConv2D, SANDense, losses, normalizers
-
-
-@pytest.mark.skipif(BACKEND != "torch", reason="it is about torch; run there")
-def test_fit_says_where_it_works():
-    gan = make_gan()
-    assert gan.generate(2).shape == (2, 8, 8, 1)
-    with pytest.raises(NotImplementedError, match="TensorFlow and JAX"):
-        fit(gan)
+from keras_san import GAN, SANConv2D, SANDense, losses, normalizers, penalties
 
 
 def make_networks(normalizer="san", channels=1, num_classes=None):
@@ -47,7 +39,7 @@ def make_networks(normalizer="san", channels=1, num_classes=None):
 def make_gan(
     normalizer="san", num_classes=None, compile=True, compiled=False, **kwargs
 ):
-    """A GAN whose steps run as they are, unless what is compiled is tested."""
+    """A GAN whose steps are not compiled unless that is tested."""
     networks = make_networks(normalizer, num_classes=num_classes)
     gan = GAN(
         *networks, latent_dim=5, seed=1, num_classes=num_classes, **kwargs
@@ -71,7 +63,9 @@ def fit(gan, images=None, **kwargs):
     return gan.fit(images, **settings).history
 
 
-@pytest.mark.parametrize("loss", ["hinge", "wasserstein", "non_saturating"])
+@pytest.mark.parametrize(
+    "loss", ["hinge", "wasserstein", "non_saturating", "relativistic"]
+)
 def test_losses(loss):
     rng = np.random.default_rng(0)
     real, fake = rng.normal(size=(2, 7, 1)) * 2
@@ -85,11 +79,17 @@ def test_losses(loss):
             np.log1p(np.exp(-real)).mean() + np.log1p(np.exp(fake)).mean(),
             np.log1p(np.exp(-fake)).mean(),
         ),
+        "relativistic": (
+            np.log1p(np.exp(fake - real)).mean(),
+            np.log1p(np.exp(real - fake)).mean(),
+        ),
     }[loss]
     found = losses.get(loss)
     real, fake = (ops.convert_to_tensor(x, "float32") for x in (real, fake))
     np.testing.assert_allclose(found.critic(real, fake), expected[0], rtol=1e-5)
-    np.testing.assert_allclose(found.generator(fake), expected[1], rtol=1e-5)
+    np.testing.assert_allclose(
+        found.generator(real, fake), expected[1], rtol=1e-5
+    )
     config = keras.saving.serialize_keras_object(found)
     assert type(losses.get(config)) is type(found)
 
@@ -99,7 +99,6 @@ def test_unknown_loss():
         losses.get("hing")
 
 
-@needs_training
 @pytest.mark.parametrize(
     ("normalizer", "compiled"),
     [
@@ -130,7 +129,6 @@ def test_fit_moves_both_networks(normalizer, compiled):
             assert moved > 1e-4, variable.path
 
 
-@needs_training
 def test_a_step_iterates_once_on_the_weights_before_it():
     gan = make_gan("sn")
     norms = [n for layer in gan.critic.layers for n in norms_of(layer)]
@@ -161,7 +159,6 @@ def norms_of(layer):
     return getattr(layer, "normalizations", [])
 
 
-@needs_training
 def test_norms_are_measured_once_for_each_critic_update():
     gan = make_gan(
         normalizers.Spectral(update_interval=1000),
@@ -175,7 +172,6 @@ def test_norms_are_measured_once_for_each_critic_update():
     assert int(to_numpy(gan.generator_optimizer.iterations)) == 3
 
 
-@needs_training
 def test_the_average_follows_the_generator():
     gan = make_gan(None, ema=0.5)
     start = [to_numpy(w) for w in gan.generator.weights]
@@ -193,7 +189,6 @@ def test_the_average_follows_the_generator():
     assert not gan.averaged_generator.trainable_variables
 
 
-@needs_training
 def test_generate_leaves_training_alone():
     gan = make_gan(None, ema=0.9)
     fit(gan, some_images(8))
@@ -216,7 +211,6 @@ def test_generate_leaves_training_alone():
         np.testing.assert_array_equal(to_numpy(weight), value)
 
 
-@needs_training
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_a_loaded_gan_trains_on_as_if_nothing_had_been(ema, tmp_path):
     gan = make_gan("sn", ema=ema)
@@ -237,7 +231,6 @@ def test_a_loaded_gan_trains_on_as_if_nothing_had_been(ema, tmp_path):
         )
 
 
-@needs_training
 def test_class_conditional():
     gan = make_gan(None, num_classes=3)
     images = some_images(8)
@@ -252,7 +245,6 @@ def test_class_conditional():
         fit(gan)
 
 
-@needs_training
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(dtype):
     before = keras.config.dtype_policy()
@@ -276,7 +268,9 @@ def test_mixed_precision(dtype):
     assert np.isfinite(history["loss"]).all()
 
 
-@needs_training
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="torch.compile takes minutes; run elsewhere"
+)
 def test_jit_is_close_to_eager():
     """XLA draws other latents, so only the first update can be compared."""
     histories = []
@@ -290,7 +284,9 @@ def test_jit_is_close_to_eager():
         )
 
 
-@needs_training
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="Keras has none there; run elsewhere"
+)
 def test_several_steps_per_execution():
     gan, other = make_gan("sn"), make_gan("sn", compile=False)
     other.compile(
@@ -302,9 +298,8 @@ def test_several_steps_per_execution():
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
 
 
-@needs_training
 def test_critic_steps_with_a_penalty_by_hand():
-    """On a linear critic, whose gradient is its kernel everywhere."""
+    """A linear critic has its kernel for a gradient everywhere."""
     kernel = np.random.default_rng(0).normal(size=(64, 1)) * 0.3
     generator, _ = make_networks()
     critic = keras.Sequential(
@@ -321,7 +316,7 @@ def test_critic_steps_with_a_penalty_by_hand():
         latent_dim=5,
         loss=OfRealImages(),
         critic_steps=2,
-        penalty=losses.GradientPenalty(weight=3.0),
+        penalty=penalties.GradientPenalty(weight=3.0),
     )
     gan.compile(
         "sgd",
@@ -345,19 +340,18 @@ class OfRealImages(losses.AdversarialLoss):
     def critic(self, real, fake):
         return ops.mean(real)
 
-    def generator(self, fake):
+    def generator(self, real, fake):
         return 0.0 * ops.mean(fake)
 
 
-@needs_training
 def test_gradient_penalty_points_and_files(tmp_path):
     rng = np.random.default_rng(0)
     real, fake, share = (
         ops.convert_to_tensor(rng.uniform(size=shape), "float32")
         for shape in ((4, 3, 3, 1), (4, 3, 3, 1), (4, 1, 1, 1))
     )
-    penalty = losses.GradientPenalty(2.0)
-    found = penalty(lambda x: 2.0 * x, real, fake, share)
+    penalty = penalties.GradientPenalty(2.0)
+    found = penalty(2.0 * penalty.points(real, fake, share))
     points = to_numpy(real) + to_numpy(share) * to_numpy(fake - real)
     norms = 2 * np.linalg.norm(points.reshape(4, -1), axis=1)
     expected = 2.0 * np.mean((norms - 1) ** 2)
@@ -366,14 +360,13 @@ def test_gradient_penalty_points_and_files(tmp_path):
     assert np.isfinite(fit(gan)["loss"]).all()
     gan.save(str(tmp_path / "gan.keras"))
     loaded = keras.saving.load_model(str(tmp_path / "gan.keras"))
-    assert loaded.penalty.weight == 2.0
+    assert [x.weight for x in loaded.penalties] == [2.0]
     with pytest.raises(ValueError, match="Received: weight=0"):
-        losses.GradientPenalty(0)
+        penalties.GradientPenalty(0)
 
 
-@needs_training
 def test_divergence_stops_fit_and_names_the_layer():
-    message = "layer first is not finite|NaN or infinity: .*first/kernel"
+    message = "layer first is not finite|NaN or infinity in .*first/kernel"
     for compiled in {False, BACKEND == "tensorflow"}:
         gan = make_gan(compiled=compiled)
         kernel = gan.critic.get_layer("first").kernel
@@ -385,11 +378,10 @@ def test_divergence_stops_fit_and_names_the_layer():
     gan.generator.trainable_variables[0].assign(
         np.full(gan.generator.trainable_variables[0].shape, np.inf)
     )
-    with pytest.raises(ValueError, match="diverged in epoch 1: the loss is"):
+    with pytest.raises(ValueError, match="diverged in epoch 1.*loss="):
         fit(gan)
 
 
-@needs_training
 def test_a_last_update_that_diverges_stops_before_a_checkpoint(tmp_path):
     """The loss of the last step is that from before its update."""
 
@@ -401,31 +393,31 @@ def test_a_last_update_that_diverges_stops_before_a_checkpoint(tmp_path):
     gan = make_gan(None)
     # The first epoch diverges once it was found sound, the second is not.
     callbacks = [keras_san.callbacks.Checkpoint(tmp_path), Diverge()]
-    with pytest.raises(ValueError, match="NaN or infinity: .*dense"):
+    with pytest.raises(ValueError, match="NaN or infinity in .*dense"):
         fit(gan, epochs=2, callbacks=callbacks)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.keras"]
     # With a finite loss, too.
     stop = keras_san.callbacks.StopWhenNotFinite()
     stop.set_model(gan)
-    with pytest.raises(ValueError, match="the loss is 0.5, and these weights"):
+    with pytest.raises(ValueError, match="Received: loss=0.5, and NaN or inf"):
         stop.on_epoch_end(0, {"loss": 0.5})
 
 
-@needs_training
 def test_a_batch_of_fewer_images_than_critic_steps():
+    """The last of nine is both of its updates."""
     gan = make_gan(None, critic_steps=2, compiled=True)
-    with pytest.raises(ValueError, match="batch.* with critic_steps=2"):
-        fit(gan, some_images(9))
+    assert np.isfinite(fit(gan, some_images(9))["loss"]).all()
+    assert int(to_numpy(gan.critic_optimizer.iterations)) == 4
 
 
 def test_own_optimizers():
     gan = make_gan(None, compile=False)
     gan.compile("sgd", "rmsprop")
-    assert isinstance(gan.optimizer, keras.optimizers.SGD)
-    assert gan.optimizer is gan.generator_optimizer
+    assert isinstance(gan.generator_optimizer, keras.optimizers.SGD)
     assert isinstance(gan.critic_optimizer, keras.optimizers.RMSprop)
     gan.compile()
-    assert gan.optimizer.get_config()["beta_2"] == 0.9
+    assert gan.generator_optimizer.get_config()["beta_2"] == 0.9
+    assert float(gan.optimizer.learning_rate) == np.float32(2e-4)
     shared = keras.optimizers.Adam()
     with pytest.raises(ValueError, match="an optimizer each"):
         gan.compile(shared, shared)
@@ -460,17 +452,12 @@ def test_bad_networks():
         GAN(generator, other, latent_dim=5)
 
 
-@needs_training
 def test_bad_data():
     gan = make_gan(None, critic_steps=4)
     with pytest.raises(ValueError, match=r"shape \(.*, 9, 8, 1\)"):
         fit(gan, np.zeros((8, 9, 8, 1), "float32"))
-    images = ops.convert_to_tensor(some_images(2))
-    with pytest.raises(ValueError, match="batch of 2 with critic_steps=4"):
-        gan.step(images)
 
 
-@needs_training
 def test_an_interrupted_training_resumes_as_if_it_had_not_been(tmp_path):
     class Interrupt(keras.callbacks.Callback):
         # Too late for a backup of this epoch, in the middle of it.
@@ -502,7 +489,10 @@ def test_an_interrupted_training_resumes_as_if_it_had_not_been(tmp_path):
         )
 
 
-@needs_training
+@pytest.mark.skipif(
+    BACKEND == "torch",
+    reason="Keras exports none of PyTorch with a list of inputs; run elsewhere",
+)
 @pytest.mark.filterwarnings("ignore:.*native_serialization:DeprecationWarning")
 def test_export_needs_no_keras_san(tmp_path):
     gan = make_gan(None, ema=0.9)
@@ -523,7 +513,6 @@ def test_export_needs_no_keras_san(tmp_path):
     )
 
 
-@needs_training
 def test_strip_critic():
     gan = make_gan()
     images = some_images(8)

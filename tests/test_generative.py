@@ -210,7 +210,7 @@ class TestKID:
         assert np.isnan(result["kid_standard_error"]) == (count == 150)
 
     def test_is_unbiased(self):
-        """Of samples from one distribution the mean is zero."""
+        """The mean for samples from one distribution is zero."""
         metric = KernelInceptionDistance(block_size=20, max_samples=4000)
         feed(metric, correlated(4000, 5, seed=6), (500,), real=True)
         result = feed(metric, correlated(4000, 5, seed=7), (500,)).result()

@@ -1,8 +1,8 @@
 """Layers against explicit circular convolutions in NumPy float64.
 
-What every layer promises under every normalizer is in test_contract; here is
-what single layers compute, refuse, keep in their configuration, and do inside
-of larger models.
+Promises of every layer with every normalizer are in test_contract. Here are
+the results of single layers, their errors, their configuration, and their
+use inside of larger models.
 """
 
 import dataclasses
@@ -384,10 +384,12 @@ def test_channels_first(name):
     layer.build(shape)
     last.build(moved)
     last.set_weights(layer.get_weights())
-    for norm, other in zip(layer.normalizations, last.normalizations):
-        channels_last = dataclasses.replace(norm.geometry, channels_axis=-1)
+    for normalization, other in zip(layer.normalizations, last.normalizations):
+        channels_last = dataclasses.replace(
+            normalization.geometry, channels_axis=-1
+        )
         assert channels_last == other.geometry
-        assert norm.geometry.channels_axis == 1
+        assert normalization.geometry.channels_axis == 1
     inputs = some_inputs(shape, 0)
     expected = np.moveaxis(to_numpy(last(np.moveaxis(inputs, 1, -1))), -1, 1)
     assert layer.compute_output_shape(shape) == expected.shape
@@ -837,18 +839,18 @@ def test_settings_reach_the_measurement(wrap):
         layer = wrap(normalizer)
     inputs = some_inputs((1, 5, 4, 4), 0)
     layer.build(inputs.shape)
-    (norm,) = layer.normalizations
-    assert norm.seed_generator is not None
-    kernel = to_numpy(norm.get_kernel())
+    (normalization,) = layer.normalizations
+    assert normalization.seed_generator is not None
+    kernel = to_numpy(normalization.get_kernel())
     filters = {
         float(sparsity_aware(kernel[..., i : i + 1, j : j + 1], (5, 4)))
         for i in range(4)
         for j in range(4)
     }
-    seen = [float(to_numpy(norm.norm))]
+    seen = [float(to_numpy(normalization.norm))]
     for _ in range(24):
         layer(inputs, training=True)
-        seen.append(float(to_numpy(norm.norm)))
+        seen.append(float(to_numpy(normalization.norm)))
     # Measured at each third call, of a subset: some filter's own norm.
     for start in range(0, 24, 3):
         assert len(set(seen[start : start + 3])) == 1
@@ -886,13 +888,13 @@ def test_dense_signals_leave_as_large_as_they_came():
     largest = channel_norms(inputs).max(axis=1)
     ratio = np.sqrt(np.mean(np.square(channel_norms(outputs)), axis=1))
     np.testing.assert_allclose(ratio / largest, 1.0, rtol=0.05)
-    (norm,) = layer.normalizations
-    assert 1.3 < float(to_numpy(norm.gain())) < 8.0
+    (normalization,) = layer.normalizations
+    assert 1.3 < float(to_numpy(normalization.gain())) < 8.0
     # SAN alone lets them grow by that factor.
     for weight, other in zip(plain.trainable_weights, layer.trainable_weights):
         weight.assign(other)
     grown = to_numpy(plain(inputs, training=True))
-    gain = float(to_numpy(norm.gain()))
+    gain = float(to_numpy(normalization.gain()))
     np.testing.assert_allclose(grown / gain, outputs, rtol=1e-3, atol=1e-4)
 
 
@@ -904,14 +906,18 @@ def test_channels_are_counted_in_full_precision(dtype):
     policy = "float32" if dtype == "float32" else f"mixed_{dtype}"
     layer = SANConv2D(2, 3, normalizer=adaptive(), dtype=policy)
     layer.build(inputs.shape)
-    (norm,) = layer.normalizations
-    norm(training=True, inputs=low)
+    (normalization,) = layer.normalizations
+    normalization(training=True, inputs=low)
     exact = to_numpy(ops.cast(low, "float32"))
     energy = np.square(exact).sum((1, 2))
     expected = np.mean(energy.sum(1) / energy.max(1))
-    np.testing.assert_allclose(to_numpy(norm.channels), expected, rtol=1e-5)
-    assert norm.channels.dtype == "float32"
-    assert keras.utils.standardize_dtype(norm.gain().dtype) == "float32"
+    np.testing.assert_allclose(
+        to_numpy(normalization.channels), expected, rtol=1e-5
+    )
+    assert normalization.channels.dtype == "float32"
+    assert (
+        keras.utils.standardize_dtype(normalization.gain().dtype) == "float32"
+    )
 
 
 def test_channels_are_counted_where_they_are():
@@ -919,12 +925,16 @@ def test_channels_are_counted_where_they_are():
     for data_format, axis in (("channels_first", 1), ("channels_last", 3)):
         layer = SANConv2D(2, 3, normalizer=adaptive(), data_format=data_format)
         layer.build(inputs.shape)
-        (norm,) = layer.normalizations
+        (normalization,) = layer.normalizations
         # Not the layer: some CPUs lack convolutions for this layout.
-        norm(training=True, inputs=ops.convert_to_tensor(inputs, "float32"))
+        normalization(
+            training=True, inputs=ops.convert_to_tensor(inputs, "float32")
+        )
         energy = np.moveaxis(np.square(inputs), axis, -1).sum((1, 2))
         expected = np.mean(energy.sum(1) / energy.max(1))
-        np.testing.assert_allclose(to_numpy(norm.channels), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            to_numpy(normalization.channels), expected, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
@@ -932,24 +942,27 @@ def test_bad_inputs_do_not_spoil_the_average(bad):
     layer = SANConv2D(2, 3, normalizer=adaptive())
     inputs = some_inputs((2, 5, 4, 40), 0)
     layer.build(inputs.shape)
-    (norm,) = layer.normalizations
+    (normalization,) = layer.normalizations
     broken = inputs.copy()
     broken[1, 2, 3, 4] = bad
     layer(broken, training=True)
-    assert float(to_numpy(norm.channels)) == 0.0
-    assert float(to_numpy(norm.gain())) == 1.0
+    assert float(to_numpy(normalization.channels)) == 0.0
+    assert float(to_numpy(normalization.gain())) == 1.0
     layer(inputs, training=True)
-    before = [to_numpy(weight) for weight in norm.weights]
+    before = [to_numpy(weight) for weight in normalization.weights]
     assert before[-2] > 20.0
     layer(broken, training=True)
-    for weight, value in zip(norm.weights, before):
+    for weight, value in zip(normalization.weights, before):
         np.testing.assert_array_equal(to_numpy(weight), value)
 
 
 def test_only_what_adapts_keeps_more_state():
     def names(layer, shape):
         layer.build(shape)
-        return [[w.name for w in norm.weights] for norm in layer.normalizations]
+        return [
+            [w.name for w in normalization.weights]
+            for normalization in layer.normalizations
+        ]
 
     image = (None, 5, 4, 2)
     plain, more = ["norm", "counter"], ["norm", "counter", "channels", "gain"]
@@ -1045,8 +1058,8 @@ def test_a_gan_measures_its_real_images():
         found[f"norm/{names[2]}"], to_numpy(second.current()), rtol=1e-6
     )
     gan.fit(images, batch_size=8, epochs=3, verbose=0)
-    for norm in (first, second):
-        assert np.isfinite(to_numpy(norm.gain()))
+    for normalization in (first, second):
+        assert np.isfinite(to_numpy(normalization.gain()))
 
 
 REPLICAS = """
@@ -1083,10 +1096,10 @@ def step():
 for _ in range(2):
     step()
 energy = np.square(images[0, 0]).sum((0, 1))
-(norm,) = layer.normalizations
+(normalization,) = layer.normalizations
 for variable, expected in [
-    (norm.channels, energy.sum() / energy.max()),
-    (norm.adaptive_gain, None),
+    (normalization.channels, energy.sum() / energy.max()),
+    (normalization.adaptive_gain, None),
 ]:
     copies = mirrored.experimental_local_results(variable.value)
     assert len(copies) == 2
@@ -1167,11 +1180,11 @@ def test_hold_norms_leaves_other_threads_alone():
 # one step of `fit` has measured is known.
 
 
-def double(norm):
-    """Doubles a kernel; the norm that a measurement then has to find."""
-    kernel = norm.get_kernel()
+def double(normalization):
+    """Doubles a kernel, and returns the norm to be measured then."""
+    kernel = normalization.get_kernel()
     kernel.assign(to_numpy(kernel) * 2)
-    return 2 * to_numpy(norm.norm)
+    return 2 * to_numpy(normalization.norm)
 
 
 class Block(layers.Layer):
@@ -1257,14 +1270,16 @@ def test_fit_measures_and_trains(make, form):
     inputs = some_inputs(shape, 0)
     targets = inputs.reshape(4, -1)[:, :1]
     model(inputs)
-    (norm,) = conv.normalizations
+    (normalization,) = conv.normalizations
     kernel = to_numpy(conv.kernel)
     model.compile(keras.optimizers.Adam(0.01), "mse")
     if form == "divide":
-        expected = double(norm)
+        expected = double(normalization)
     first = model.fit(inputs, targets, verbose=0).history["loss"][0]
     if form == "divide":
-        np.testing.assert_allclose(to_numpy(norm.norm), expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            to_numpy(normalization.norm), expected, rtol=1e-4
+        )
     history = model.fit(inputs, targets, epochs=10, verbose=0).history
     assert history["loss"][-1] < first
     trained = to_numpy(conv.kernel)
@@ -1302,17 +1317,19 @@ def test_frozen_norms_are_not_measured(freeze):
     inputs = some_inputs(shape, 0)
     model(inputs)
     freeze(model, conv)
-    (norm,) = conv.normalizations
-    before = to_numpy(norm.norm)
-    double(norm)
+    (normalization,) = conv.normalizations
+    before = to_numpy(normalization.norm)
+    double(normalization)
     model.compile(keras.optimizers.SGD(0.1), "mse")
     if model.trainable:
         model.fit(inputs, np.zeros((4, 1)), verbose=0)
     model(inputs, training=True)
-    np.testing.assert_array_equal(to_numpy(norm.norm), before)
+    np.testing.assert_array_equal(to_numpy(normalization.norm), before)
     conv.trainable = True
     model(inputs, training=True)
-    np.testing.assert_allclose(to_numpy(norm.norm), 2 * before, rtol=1e-4)
+    np.testing.assert_allclose(
+        to_numpy(normalization.norm), 2 * before, rtol=1e-4
+    )
 
 
 def frozen_argument():
@@ -1352,16 +1369,16 @@ def test_frozen_before_it_is_built(make):
     inputs = some_inputs((1, 5, 4, 2), 0)
     layer.build(inputs.shape)
     assert not layer.trainable_weights
-    (norm,) = layer.normalizations
-    before = to_numpy(norm.norm)
-    double(norm)
+    (normalization,) = layer.normalizations
+    before = to_numpy(normalization.norm)
+    double(normalization)
     layer(inputs, training=True)
-    np.testing.assert_array_equal(to_numpy(norm.norm), before)
+    np.testing.assert_array_equal(to_numpy(normalization.norm), before)
 
 
 @pytest.mark.parametrize("wrap", [True, False])
 def test_kernels_larger_than_the_image(wrap):
-    """Wide as two images, while one border is not wider than an image."""
+    """The kernel may span two images, but one border only one."""
     settings = {"use_bias": False, "kernel_initializer": seeded(0)}
     if wrap:
         plain = layers.Conv2D(2, (5, 4), **settings)

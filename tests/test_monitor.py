@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, needs_training
+from helpers import BACKEND
 from PIL import Image
 from test_gan import fit, make_gan, make_networks, some_images
 
@@ -20,7 +20,7 @@ IMAGES = some_images(4)
 
 @pytest.fixture(autouse=True)
 def drawings(monkeypatch):
-    """What is to be drawn at each look: that takes longer than the look."""
+    """The rows to draw at each diagnosis, since drawing takes longer."""
     found = []
     monkeypatch.setattr(
         "keras_san.callbacks.monitor.draw_monitor",
@@ -33,9 +33,8 @@ def steps(folder):
     return [int(row["step"]) for row in read_rows(folder / "monitor.csv")]
 
 
-@needs_training
 def test_rows(tmp_path, drawings):
-    """Every third step, and before the first; of the critic as it is then."""
+    """Rows before the first and at every third step, of the critic then."""
     gan = make_gan()
     monitor = callbacks.NormMonitor(tmp_path, IMAGES, every=3)
     fit(gan, epochs=2, callbacks=[monitor])
@@ -64,7 +63,6 @@ def test_rows(tmp_path, drawings):
         assert image.size[1] > image.size[0] > 300
 
 
-@needs_training
 def test_it_changes_nothing(tmp_path):
     """Training goes on as if nobody had looked."""
     weights = []
@@ -77,7 +75,6 @@ def test_it_changes_nothing(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@needs_training
 def test_resumed_rows_are_replaced(tmp_path):
     fit(make_gan(None), epochs=2, callbacks=[monitor := _monitor(tmp_path)])
     assert steps(tmp_path) == [0, 2, 4]
@@ -89,7 +86,6 @@ def _monitor(path, **kwargs):
     return callbacks.NormMonitor(path, IMAGES, every=2, **kwargs)
 
 
-@needs_training
 def test_tensorboard(tmp_path):
     monitor = _monitor(tmp_path, tensorboard=tmp_path / "events")
     fit(make_gan(None), epochs=1, callbacks=[monitor])
@@ -104,16 +100,15 @@ def test_tensorboard(tmp_path):
         np.testing.assert_allclose(event.value, float(row["slope"]), rtol=1e-5)
 
 
-@needs_training
 def test_warnings(tmp_path, drawings):
-    """Once, when a critic begins to fail, with the layer and the figure."""
+    """One warning when a critic begins to fail, with layer and figure."""
     gan = make_gan(normalizer=None)
     monitor = _monitor(tmp_path)
     # Here a warning would be an error.
     fit(gan, epochs=1, callbacks=[monitor])
     kernel = gan.critic.get_layer("first").kernel
     kernel.assign(kernel * 30.0)
-    message = "At step 2 the critic is exploding: first makes signals"
+    message = "At step 2 the critic is exploding: first amplifies signals"
     with pytest.warns(UserWarning, match=message) as caught:
         fit(gan, epochs=1, callbacks=[monitor])
     told = [w for w in caught if w.category is UserWarning]
@@ -125,8 +120,7 @@ def test_warnings(tmp_path, drawings):
     assert verdicts == [("healthy", None)] + [("exploding", "first")] * 2
 
 
-@needs_training
-def test_inert_norms_are_told_at_the_start(tmp_path):
+def test_inert_normalizations_are_told_at_the_start(tmp_path):
     critic = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -139,11 +133,10 @@ def test_inert_norms_are_told_at_the_start(tmp_path):
     generator, _ = make_networks()
     gan = keras_san.GAN(generator, critic, latent_dim=5)
     gan.compile(run_eagerly=BACKEND == "tensorflow")
-    with pytest.warns(UserWarning, match="does nothing: what follows cancels"):
+    with pytest.warns(UserWarning, match="does nothing: the one that follows"):
         fit(gan, epochs=1, callbacks=[_monitor(tmp_path)])
 
 
-@needs_training
 def test_a_model_without_a_critic(tmp_path):
     """Any model from images is one."""
     model = keras.Sequential(
@@ -159,7 +152,6 @@ def test_a_model_without_a_critic(tmp_path):
     assert steps(tmp_path) == [0, 2, 4]
 
 
-@needs_training
 def test_only_the_chief_looks(tmp_path, monkeypatch):
     gan = make_gan(None)
     monkeypatch.setattr(type(gan), "is_chief", False)

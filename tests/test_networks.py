@@ -3,7 +3,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, needs_training, to_numpy, trainable_parameters
+from helpers import BACKEND, to_numpy, trainable_parameters
 from keras import layers
 
 import keras_san
@@ -31,7 +31,7 @@ CRITICS = [sngan.critic, sngan.resnet_critic, biggan.critic]
 
 
 def make(name, **kwargs):
-    """A narrow network, of random weights: also those that start at zero."""
+    """A narrow network with random weights, also those that start at zero."""
     function, settings = NETWORKS[name]
     model = function(width=0.02, **settings, **kwargs)
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def make(name, **kwargs):
 
 
 def some_inputs(model, n=3):
-    """Of each input of the model: floats, or labels; 6 x 6 if any size does."""
+    """Inputs of a model: floats, or labels; 6 x 6 if any size does."""
     rng = np.random.default_rng(1)
     arrays = [
         rng.integers(0, 10, n).astype("int32")
@@ -193,12 +193,12 @@ def test_shapes_and_ranges_of_resnets(networks, resolution, normalizer):
 def affine(model, name):
     """The kernel that a layer runs with, and its bias."""
     layer = model.get_layer(name)
-    norms = getattr(layer, "normalizations", [])
+    normalizations = getattr(layer, "normalizations", [])
     layer = getattr(layer, "layer", layer)
     embedding = isinstance(layer, layers.Embedding)
     kernel = to_numpy(layer.embeddings if embedding else layer.kernel)
-    for norm in norms:
-        kernel = kernel / to_numpy(norm.norm)
+    for normalization in normalizations:
+        kernel = kernel / to_numpy(normalization.norm)
     bias = getattr(layer, "bias", None)
     return kernel, 0.0 if bias is None else to_numpy(bias)
 
@@ -219,7 +219,7 @@ def numpy_conv(model, name, x, mode):
     )
 
 
-def numpy_norm(model, name, x):
+def numpy_normalize(model, name, x):
     layer = model.get_layer(name)
     x = x - to_numpy(layer.moving_mean)
     x = x / np.sqrt(to_numpy(layer.moving_variance) + 1e-5)
@@ -243,8 +243,8 @@ def halve(x):
 
 
 def numpy_generator(model, start, latents, labels=None):
-    def norm(name, x):
-        x = numpy_norm(model, name, x)
+    def normalize(name, x):
+        x = numpy_normalize(model, name, x)
         if labels is None:
             return x
         gain, bias = (
@@ -256,12 +256,12 @@ def numpy_generator(model, start, latents, labels=None):
     x = numpy_dense(model, "dense", latents)
     x = x.reshape(len(x), start, start, -1)
     for name in ("block_1", "block_2", "block_3"):
-        y = double(relu(norm(f"{name}_norm_1", x)))
+        y = double(relu(normalize(f"{name}_norm_1", x)))
         y = numpy_conv(model, f"{name}_conv_1", y, "constant")
-        y = relu(norm(f"{name}_norm_2", y))
+        y = relu(normalize(f"{name}_norm_2", y))
         y = numpy_conv(model, f"{name}_conv_2", y, "constant")
         x = y + numpy_conv(model, f"{name}_shortcut", double(x), "constant")
-    x = relu(numpy_norm(model, "norm", x))
+    x = relu(numpy_normalize(model, "norm", x))
     return np.tanh(numpy_conv(model, "conv", x, "constant"))
 
 
@@ -504,11 +504,11 @@ def test_activation_norm(name, kind):
     images = some_inputs(critic, n=8)
     critic(images, training=True)
     maps = critic.layers[0](images)
-    norm = critic.layers[1]
-    assert not norm.scale
-    assert norm.beta.shape == (6,)
+    normalization = critic.layers[1]
+    assert not normalization.scale
+    assert normalization.beta.shape == (6,)
     axes = (0, 1, 2) if name == "batch" else (1, 2, 3)
-    normal = to_numpy(norm(maps, training=True))
+    normal = to_numpy(normalization(maps, training=True))
     np.testing.assert_allclose(normal.mean(axes), 0.0, atol=1e-4)
     np.testing.assert_allclose(normal.std(axes), 1.0, atol=1e-2)
 
@@ -549,7 +549,6 @@ def test_no_last_block_for_small_images():
         sngan.resnet_critic(32, last_block=True)
 
 
-@needs_training
 def test_a_conditional_gan_trains(tmp_path):
     generator = biggan.generator(8, width=0.02)
     critic = biggan.critic(8, width=0.02, normalizer=None)
@@ -592,7 +591,7 @@ def test_bad_width(network):
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_parameter_counts_of_srgan(scale):
-    """Layer by layer; at 4 it is what the authors' code has."""
+    """Counted layer by layer; at 4 as many as in the authors' code."""
     stages = {2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}[scale]
     expected = 25 * 3 * 64 + 64 + 16 * 2 * 9 * 64 * 64
     for factor in stages:
@@ -704,7 +703,7 @@ def test_the_srgan_critic_in_numpy():
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_what_batch_normalization_cancels(batch_norm):
-    """The size of a kernel behind which it stands."""
+    """The size of the kernel before it."""
     keras.utils.set_random_seed(0)
     critic = srgan.critic(32, width=0.1, normalizer=None, batch_norm=batch_norm)
     images = np.random.default_rng(0).normal(size=(8, 32, 32, 3))

@@ -1,4 +1,4 @@
-"""`keras_san.normalizers`: settings, and norms against plain NumPy."""
+"""Normalizers: their settings, and their norms against plain NumPy."""
 
 import json
 import math

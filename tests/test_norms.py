@@ -1,4 +1,4 @@
-"""`keras_san.norms` against plain NumPy in float64.
+"""Tests of `keras_san.norms` against plain NumPy in float64.
 
 The references below share no code with the package: they are the DFT of
 `numpy.fft`, dense matrices built tap by tap, and NumPy's SVD.
@@ -41,7 +41,7 @@ def number(x):
 
 
 def powers(kernel, spatial_shape, dilation_rate=1):
-    """|DFT|^2 of each filter, wrapped around, `(*spatial_shape, in, out)`."""
+    """The powers of filters, wrapped around: `(*spatial_shape, in, out)`."""
     transform = circular_transform(kernel, spatial_shape, dilation_rate)
     return np.abs(transform) ** 2
 
@@ -105,7 +105,7 @@ def kernels(draw, ranks=(0, 1, 2, 3), largest=5, channels=4):
 
 @contextlib.contextmanager
 def chunk_of(elements):
-    """All transforms are scanned, so many elements at a time."""
+    """Makes the search scan all transforms, so many elements at a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(norms, "_CHUNK", elements)
         patch.setattr(spectra, "_CHUNK", elements)
@@ -680,7 +680,7 @@ def test_rms_modulus_is_that_of_the_transform(kernel, data):
 
 
 def counted_channels(inputs, groups=1):
-    """Of channels last, one example and group after the other."""
+    """The active channels (last), example by example and group by group."""
     found = []
     for example in np.asarray(inputs, np.float64):
         for part in np.split(example, groups, axis=-1):

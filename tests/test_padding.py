@@ -1,4 +1,4 @@
-"""`keras_san.padding` against `numpy.pad(mode="wrap")`."""
+"""Tests of `keras_san.padding` against `numpy.pad(mode="wrap")`."""
 
 import math
 

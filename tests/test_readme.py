@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks("python", p)])
 def test_snippets(page, fresh_keras, tmp_path, monkeypatch):
-    """In the order of the page: each may use what came before."""
+    """Snippets run in the order of the page, and use those before."""
     monkeypatch.chdir(tmp_path)
     quickly(monkeypatch, export=True)
     namespace = {}
@@ -57,7 +57,7 @@ def test_snippets(page, fresh_keras, tmp_path, monkeypatch):
 
 
 def test_links():
-    """Those outside of the site; `mkdocs build --strict` checks the others."""
+    """Links outside of the site; `mkdocs build --strict` checks the others."""
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text())
         for link in links:
@@ -86,7 +86,7 @@ def arguments_of(module):
 
 
 def test_there_is_nothing_else():
-    """`.ci/run` runs the test command; the others are run below."""
+    """All commands but that of the tests, which `.ci/run` runs, run below."""
     python = ".venv/bin/python -m "
     jax = f"KERAS_BACKEND=jax {python}experiments.image_generation"
     install = "python3 -m venv .venv && .venv/bin/pip install -e "
@@ -136,7 +136,7 @@ def run_in_a_process(folder, *arguments):
 
 
 def run_commands(module, short=()):
-    """Runs each as it stands, but for `short` arguments of the training."""
+    """Runs each command as it stands, but with `short` arguments."""
     name = f"{module}.__main__" if "diagnostics" in module else module
     main = importlib.import_module(name).main
     for arguments in arguments_of(module):
@@ -148,7 +148,7 @@ def run_commands(module, short=()):
 
 
 def test_image_generation_commands(tmp_path, quick, monkeypatch):
-    """Each as it stands, but short, and on data that is at hand."""
+    """Each command as it stands, but short, and on data at hand."""
     monkeypatch.chdir(tmp_path)
     others = arguments_of("experiments.image_generation")
     others.remove([])  # The first, whatever page the others are on.

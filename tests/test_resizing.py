@@ -24,7 +24,7 @@ def cubic(x):
 
 
 def resize_line(line, length, scale):
-    """From the definition, pixel by pixel, with pixel i at i + 0.5."""
+    """Resizes a line by definition, pixel by pixel, with pixel i at i + 0.5."""
     n = len(line)
     shrinks = min(scale, 1.0)
     reach = math.ceil(2.0 / shrinks) + 1

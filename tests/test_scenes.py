@@ -1,7 +1,6 @@
+"""Scenes, and the label maps that they are read from."""
+
 import os
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -12,419 +11,411 @@ from PIL import Image
 from experiments import label_maps, scenes
 
 
-def fill(folder, count=3, high=5, size=(6, 8)):
-    """Scenes "a", "b", ... of a folder, as their images and labels."""
-    names = "abcdefghijklmnopqrstuvwxyz"[:count]
-    return [
-        (
-            save(folder / "images" / f"{name}.bmp", noise(*size)),
-            save(folder / "labels" / f"{name}.png", numbers(*size, high)),
-        )
-        for name in names
-    ]
-
-
-def same(a, b):
-    for x, y in ((a.images, b.images), (a.labels, b.labels)):
-        np.testing.assert_array_equal(x, y)
-    np.testing.assert_array_equal(a.palette, b.palette)
-    assert a.names == b.names and a.num_classes == b.num_classes
-    return True
-
-
-class TestScenes:
-    def scenes(self, edges=None):
-        return scenes.Scenes(
-            "made",
-            ["a", "b", "c"],
-            noise(3 * 4, 5).reshape(3, 4, 5, 3),
-            numbers(3 * 4, 5).reshape(3, 4, 5),
-            edges,
-            5,
-            noise(1, 5)[0],
-        )
-
-    def test_maps(self):
-        made = self.scenes()
-        maps = made.maps()
-        assert made.map_channels == 5 and maps.dtype == "uint8"
-        assert maps.shape == (3, 4, 5, 5)
-        assert np.all(maps.sum(-1) == 1)
-        np.testing.assert_array_equal(maps.argmax(-1), made.labels)
-        np.testing.assert_array_equal(made.maps(slice(1, 3)), maps[1:])
-        np.testing.assert_array_equal(made.maps([2, 0]), maps[[2, 0]])
-
-    def test_edges_are_the_last_channel(self):
-        edges = numbers(3 * 4, 5, 2).reshape(3, 4, 5)
-        made = self.scenes(edges)
-        assert made.map_channels == 6
-        np.testing.assert_array_equal(made.maps()[..., 5], edges)
-        np.testing.assert_array_equal(
-            made.maps(slice(2))[..., :5].argmax(-1), made.labels[:2]
-        )
-        np.testing.assert_array_equal(made[1:].edges, edges[1:])
-        np.testing.assert_array_equal(made[1:].maps(), made.maps(slice(1, 3)))
-
-    def test_all_classes(self):
-        labels = np.arange(256, dtype="uint8").reshape(1, 16, 16)
-        made = scenes.Scenes("", [""], None, labels, None, 256, None)
-        np.testing.assert_array_equal(made.maps().argmax(-1), labels)
-
-    def test_colours(self):
-        made = self.scenes()
-        colours = made.colours(slice(1, 2))
-        assert colours.dtype == "uint8" and colours.shape == (1, 4, 5, 3)
-        for y, x in np.ndindex(4, 5):
-            np.testing.assert_array_equal(
-                colours[0, y, x], made.palette[made.labels[1, y, x]]
+def write(folder, files):
+    """Files of a dict from paths: arrays as images, bytes, or `None`: none."""
+    for name, content in files.items():
+        path = folder / name
+        if content is None:
+            path.unlink()
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            array, *palette = (
+                content if isinstance(content, tuple) else [content]
             )
+            save(path, array, *palette)
 
-    def test_a_slice(self):
-        made = self.scenes()
-        part = made[1:]
-        assert len(made) == 3 and len(part) == 2 and part.names == ["b", "c"]
-        np.testing.assert_array_equal(part.images, made.images[1:])
-        np.testing.assert_array_equal(part.labels, made.labels[1:])
-        assert part.edges is None and part.num_classes == 5
+
+def fill(folder, count=2, high=5, size=(6, 8)):
+    """Scenes "a", "b", ... of a folder, as their images and labels."""
+    lower = max(1, high - 1)
+    made = [(noise(*size), numbers(*size, lower)) for _ in range(count)]
+    for name, (image, labels) in zip("abcdefghijklmnopqrstuvwxyz", made):
+        labels[0, 0] = high - 1  # The only pixel of that one.
+        files = {f"images/{name}.bmp": image, f"labels/{name}.png": labels}
+        write(folder, files)
+    return made
+
+
+def load(folder, *arguments, size=(6, 8), **kwargs):
+    return scenes.load(str(folder), *arguments, size=size, **kwargs)
+
+
+# One number a pixel.
+
+
+LABELS = numbers(3, 4)
+ALPHA = noise(3, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "palette"),
+    [
+        ("0.png", LABELS, None),
+        ("0.png", LABELS, noise(1, 5)),
+        ("0.png", LABELS > 2, None),
+        ("0.png", LABELS * np.uint16(1000), None),
+        ("0.tif", LABELS * np.uint16(1000), None),
+        ("0.pgm", LABELS * np.uint16(1000), None),
+        ("0.tif", LABELS.astype("int32") - 2, None),
+        ("0.png", np.dstack([LABELS, ALPHA]), None),
+        ("0.png", np.dstack([LABELS] * 3), None),
+        ("0.png", np.dstack([LABELS] * 3 + [ALPHA]), None),
+    ],
+)
+def test_numbers(name, array, palette, tmp_path):
+    save(tmp_path / name, array, palette)
+    found, found_palette = label_maps.read_numbers(tmp_path / name, "class")
+    expected = array if array.ndim == 2 else array[..., 0]
+    assert found.dtype == "int32"
+    np.testing.assert_array_equal(found, expected)
+    if palette is None:
+        assert found_palette is None
+    else:
+        np.testing.assert_array_equal(found_palette[:5], palette[0])
+
+
+def test_numbers_are_read_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turn by 90 degrees clockwise to see it upright.
+    save(tmp_path / "0.png", LABELS, exif=exif)
+    found, _ = label_maps.read_numbers(tmp_path / "0.png", "class")
+    np.testing.assert_array_equal(found, np.rot90(LABELS, -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "kind", "message"),
+    [
+        ("0.png", np.uint8([[[2, 2, 3]]]), None, "colours.* number FOLDER"),
+        ("0.png", np.uint8([[[3, 2, 2, 2]]]), None, "number of its class"),
+        ("0.jpg", LABELS, None, "JPEG"),
+        ("in_truth_a_jpeg.png", LABELS, "JPEG", "JPEG"),
+        ("0.tif", np.float32([[0.0, 1.0]]), None, "fractions"),
+    ],
+)
+def test_no_numbers(name, array, kind, message, tmp_path):
+    path = tmp_path / name
+    save(path, array, format=kind)
+    with pytest.raises(ValueError, match=f"{message}.*Received: .*{path}"):
+        label_maps.read_numbers(path, "class")
+
+
+VOID = label_maps.VOID
+
+
+@pytest.mark.parametrize(
+    ("found", "num_classes", "void", "expected"),
+    [
+        ([0, 7, 255], None, None, [0, 7, 255]),
+        ([0, 7], 8, None, [0, 7]),
+        ([0, 7], 7, None, "classes, 7. .*--classes.*--void.* label 7 in 'a'"),
+        ([0, 256], None, None, "classes, 256.* label 256 in"),
+        ([-1, 2], None, None, "label -1 in"),
+        # Pixels without a class; what stands for them may be no class.
+        ([0, 9, 2], 3, 9, [0, VOID, 2]),
+        ([9, 9], 3, 9, [VOID, VOID]),
+        ([0, 255, 9], 256, 9, "label 255 in"),
+    ],
+)
+def test_labels(found, num_classes, void, expected):
+    arguments = np.array([found]), num_classes, void, "a"
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            label_maps.check(*arguments)
+    else:
+        labels = label_maps.check(*arguments)
+        assert labels.dtype == "uint8" and labels.tolist() == [expected]
+
+
+def test_instance_edges():
+    ids = RNG.integers(3, size=(2, 5, 7), dtype="uint8")
+    edges = label_maps.instance_edges(ids)
+    for n, y, x in np.ndindex(*ids.shape):
+        around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        assert edges[n, y, x] == any(
+            ids[n, v, u] != ids[n, y, x]
+            for v, u in around
+            if 0 <= v < 5 and 0 <= u < 7
+        )
+
+
+class TestNumberColours:
+    # As sorted tuples; by channels backwards they would be in another order.
+    COLOURS = np.uint8([[0, 9, 200], [0, 10, 3], [7, 0, 0], [7, 7, 7]])
+
+    def test_files(self, tmp_path):
+        expected = {
+            "a.png": numbers(4, 5, 3),
+            "sub/b.png": numbers(3, 3, 2) + np.uint8(2),
+            "c.png": np.uint8([[2, 1]]),
+            "d.png": np.uint8([[3]]),
+        }
+        colours = self.COLOURS
+        sources = {
+            "a.png": colours[expected["a.png"]],
+            "sub/b.tif": colours[expected["sub/b.png"]],
+            "c.png": (np.uint8([[1, 0]]), colours[1:3]),
+            "d.png": np.uint8([[7]]),
+        }
+        write(tmp_path / "in", sources)
+        output = tmp_path / "new" / "out"
+        found = label_maps.number_colours(tmp_path / "in", output)
+        np.testing.assert_array_equal(found, colours)
+        assert len([*output.rglob("*.*")]) == 4
+        for name, labels in expected.items():
+            read, palette = label_maps.read_numbers(output / name, "class")
+            np.testing.assert_array_equal(read, labels)
+            np.testing.assert_array_equal(palette[:4], colours)
+
+    def test_256_colours(self, tmp_path):
+        ramp = np.zeros((1, 257, 3), "uint8")
+        ramp[0, :, 1] = np.minimum(np.arange(257), 255)
+        ramp[0, 256, 0] = 1
+        output = tmp_path / "out"
+        # Neither file has too many, but both together have.
+        files = {"in/a.png": ramp[:, :200], "in/b.png": ramp[:, 100:]}
+        write(tmp_path, files)
+        message = f"256 colours.*JPEG.*'{tmp_path}/in'.*b.png"
+        with pytest.raises(ValueError, match=message):
+            label_maps.number_colours(tmp_path / "in", output)
+        assert not output.exists()
+        write(tmp_path, {"in/b.png": ramp[:, 100:256]})
+        assert len(label_maps.number_colours(tmp_path / "in", output)) == 256
+        read, _ = label_maps.read_numbers(output / "b.png", "class")
+        np.testing.assert_array_equal(read[0], np.arange(100, 256))
+
+    @pytest.mark.parametrize(
+        ("name", "array", "message"),
+        [
+            ("b.png", LABELS, "not written over.*out/b.png"),
+            ("b.jpg", LABELS, "JPEG.*b.jpg"),
+            ("b.tif", LABELS.astype("uint16"), "has numbers.*b.tif.* of mode"),
+        ],
+    )
+    def test_errors(self, name, array, message, tmp_path):
+        kept = tmp_path / "out" / "b.png"
+        kept.parent.mkdir()
+        if name == "b.png":
+            kept.write_bytes(b"mine")
+        write(tmp_path / "in", {"a.png": LABELS, name: array})
+        before = [x.read_bytes() for x in kept.parent.iterdir()]
+        with pytest.raises(ValueError, match=message):
+            label_maps.number_colours(tmp_path / "in", kept.parent)
+        assert [x.read_bytes() for x in kept.parent.iterdir()] == before
+
+
+# Scenes.
 
 
 class TestPhotographs:
     def test_default(self):
-        train = scenes.load()
-        held_out = scenes.load(split="validation")
+        train, held_out = scenes.load(), scenes.load(split="validation")
         assert (len(train), len(held_out)) == (110, 15)
         for part in (train, held_out):
-            assert part.name == "photographs" and part.edges is None
+            assert part.edges is None
             assert part.images.dtype == part.labels.dtype == "uint8"
             assert part.images.shape == (len(part), 96, 96, 3)
             assert part.labels.shape == (len(part), 96, 96)
             assert part.num_classes == part.map_channels == 12
-            assert part.palette.shape == (12, 3)
-            assert len({*part.names}) == len(part)
-            # Regions, not speckles.
+            # Regions, not speckles, of colours like those of the photographs.
             across = part.labels[..., 1:] != part.labels[..., :-1]
             assert 0.01 < across.mean() < 0.05
+            errors = part.palette[part.labels].astype(float) - part.images
+            assert np.abs(errors).mean() < 25
         np.testing.assert_array_equal(train.palette, held_out.palette)
         assert {*np.unique(train.labels)} == {*range(12)}
-        # The first few are of several photographs.
-        assert len({name.partition("_")[0] for name in train.names[:5]}) == 5
 
-    def test_colours_are_like_the_photographs(self):
-        loaded = scenes.load()
-        for label in range(12):
-            mean = loaded.images[loaded.labels == label].mean(axis=0)
-            assert np.abs(mean - loaded.palette[label]).max() < 25
-        errors = loaded.colours().astype(float) - loaded.images
-        assert np.abs(errors).mean() < 25
+    def test_splits_do_not_overlap(self):
+        """The left and the right part of a photograph, cut into windows."""
+        path = os.path.join(skimage.data_dir, "astronaut.png")
+        whole = Image.open(path).resize((144, 144), Image.Resampling.BICUBIC)
+        whole = np.asarray(whole)
+        for split, rows, columns in (
+            ("train", range(0, 129, 8), range(0, 49, 24)),
+            ("validation", range(0, 129, 16), (96,)),
+        ):
+            windows = scenes.load(split=split, size=(16, 48)).images
+            places = [(y, x) for y in rows for x in columns]
+            expected = [whole[y : y + 16, x : x + 48] for y, x in places]
+            found = {window.tobytes() for window in windows}
+            assert {window.tobytes() for window in expected} <= found
+            # In turns, one of each photograph.
+            np.testing.assert_array_equal(windows[[0, 5]], expected[:2])
 
-    @pytest.mark.parametrize("size", [(16, 48)])
-    def test_windows_of_the_splits_do_not_overlap(self, size):
-        height, width = size
-        seen = {}
-        for split in ("train", "validation"):
-            loaded = scenes.load(split=split, size=size)
-            for name, image in zip(loaded.names, loaded.images):
-                photograph, y, x = name.rsplit("_", 2)
-                y, x = int(y), int(x)
-                if photograph == "astronaut":
-                    path = os.path.join(skimage.data_dir, "astronaut.png")
-                    whole = Image.open(path).resize(
-                        (3 * max(size),) * 2, Image.Resampling.BICUBIC
-                    )
-                    np.testing.assert_array_equal(
-                        image,
-                        np.asarray(whole)[y : y + height, x : x + width],
-                    )
-                pixels = seen.setdefault(
-                    (photograph, split), np.zeros((200, 300), bool)
-                )
-                pixels[y : y + height, x : x + width] = True
-        photographs = {photograph for photograph, _ in seen}
-        assert len(photographs) == 5
-        for photograph in photographs:
-            train = seen[photograph, "train"]
-            held_out = seen[photograph, "validation"]
-            assert train.any() and held_out.any()
-            assert not np.any(train & held_out)
+    @pytest.mark.parametrize("num_classes", [4, 256])
+    def test_classes_are_those_of_any_size(self, num_classes):
+        loaded = [
+            scenes.load(size=(n, n), num_classes=num_classes)
+            for n in (8, 16, 16)
+        ]
+        for part in loaded:
+            assert part.map_channels == len(part.palette) == num_classes
+            np.testing.assert_array_equal(part.palette, loaded[0].palette)
+        # The same each time.
+        np.testing.assert_array_equal(loaded[1].labels, loaded[2].labels)
 
-    def test_classes_are_those_of_any_size(self):
-        small = scenes.load(size=(16, 16), num_classes=4)
-        large = scenes.load(size=(32, 32), num_classes=4)
-        np.testing.assert_array_equal(small.palette, large.palette)
-        assert small.num_classes == 4 and small.labels.max() == 3
 
-    def test_many_classes(self):
-        loaded = scenes.load(size=(8, 8), num_classes=256)
-        assert loaded.palette.shape == (256, 3)
-        assert loaded.map_channels == 256
-
-    def test_the_same_each_time(self):
-        assert same(scenes.load(size=(8, 8)), scenes.load(size=(8, 8)))
-
-    def test_a_folder_of_that_name_changes_nothing(self, tmp_path, monkeypatch):
-        (tmp_path / "photographs").mkdir()
-        monkeypatch.chdir(tmp_path)
-        assert len(scenes.load(size=(8, 8))) > 1
+IDS = dict.fromkeys(["a.png", "b.png", "c.png"], LABELS)
+FULL = np.full((6, 8), 2, "uint8")
+ONE, OTHER = ([[0, 0, 0], [255, 0, 0], x] for x in ([0, 255, 0], [9, 9, 9]))
 
 
 class TestFolder:
-    def test_a_split(self, tmp_path):
-        made = fill(tmp_path / "train", 2)
-        fill(tmp_path / "val", 1)
-        loaded = scenes.load(tmp_path, size=(6, 8))
-        assert loaded.name == str(tmp_path) and loaded.names == ["a", "b"]
-        for i, (image, labels) in enumerate(made):
-            np.testing.assert_array_equal(loaded.images[i], image)
-            np.testing.assert_array_equal(loaded.labels[i], labels)
-        assert loaded.num_classes == max(x.max() for _, x in made) + 1 == 5
-        assert loaded.edges is None
-
     @pytest.mark.parametrize("name", ["val", "validation"])
-    def test_validation(self, name, tmp_path):
-        fill(tmp_path / "train", 2)
-        ((image, labels),) = fill(tmp_path / name, 1, high=2)
-        loaded = scenes.load(tmp_path, "validation", (6, 8))
-        np.testing.assert_array_equal(loaded.images[0], image)
-        np.testing.assert_array_equal(loaded.labels[0], labels)
-        assert loaded.num_classes == 2
-        loaded = scenes.load(tmp_path, "validation", (6, 8), num_classes=7)
-        assert loaded.num_classes == 7 and loaded.maps().shape[-1] == 7
+    def test_splits(self, name, tmp_path):
+        made = {
+            "train": fill(tmp_path / "train", 2),
+            "validation": fill(tmp_path / name, 1, high=2),
+        }
+        for split, num_classes in (("train", 5), ("validation", 2)):
+            loaded = load(tmp_path, split)
+            images, labels = zip(*made[split])
+            np.testing.assert_array_equal(loaded.images, images)
+            np.testing.assert_array_equal(loaded.labels, labels)
+            assert loaded.num_classes == num_classes
+            assert loaded.edges is None
+        assert load(tmp_path, "validation", num_classes=7).map_channels == 7
 
     @pytest.mark.parametrize("count, held_out", [(2, 1), (19, 1), (20, 2)])
     def test_the_last_tenth(self, count, held_out, tmp_path):
-        fill(tmp_path, count, size=(1, 1))
-        train = scenes.load(tmp_path, size=(1, 1)).names
-        validation = scenes.load(tmp_path, "validation", (1, 1)).names
-        assert len(validation) == held_out
-        assert train + validation == [*"abcdefghijklmnopqrst"[:count]]
+        made = np.array([image for image, _ in fill(tmp_path, count)])
+        train, validation = load(tmp_path), load(tmp_path, "validation")
+        np.testing.assert_array_equal(train.images, made[:-held_out])
+        np.testing.assert_array_equal(validation.images, made[-held_out:])
 
-    def test_sorted_by_name(self, tmp_path):
-        # By their files "a-b.bmp" would come first.
-        for name in ("a", "a-b", "c"):
-            save(tmp_path / "images" / f"{name}.bmp", noise(2, 2))
-            save(tmp_path / "labels" / f"{name}.png", numbers(2, 2))
-        assert scenes.load(tmp_path).names == ["a", "a-b"]
+    def test_sub_folders_and_grey_photographs(self, tmp_path):
+        ((image, _),) = fill(tmp_path, 1)
+        grey = save(tmp_path / "images" / "city" / "0.png", numbers(6, 8, 256))
+        save(tmp_path / "labels" / "city" / "0.png", numbers(6, 8))
+        train, held_out = load(tmp_path), load(tmp_path, "validation")
+        np.testing.assert_array_equal(train.images, [image])
+        np.testing.assert_array_equal(held_out.images, [np.dstack([grey] * 3)])
 
-    def test_sub_folders(self, tmp_path):
-        save(tmp_path / "images" / "city" / "0.jpg", noise(4, 4))
-        save(tmp_path / "labels" / "city" / "0.png", numbers(4, 4))
-        fill(tmp_path, 1)
-        assert scenes.load(tmp_path).names == ["a"]
-        (name,) = scenes.load(tmp_path, "validation").names
-        assert name == os.path.join("city", "0")
-
-    def test_resizing(self, tmp_path):
-        made = fill(tmp_path, 2, size=(35, 50))[0]
-        loaded = scenes.load(tmp_path, size=(8, 12))
-        image = Image.fromarray(made[0]).resize((12, 8), Image.BICUBIC)
+    @pytest.mark.parametrize("size", [(8, 12), (45, 70)])
+    def test_resizing(self, size, tmp_path):
+        """Images are smooth, and labels the nearest, of all classes."""
+        (image, labels), _ = fill(tmp_path, size=(35, 50), high=200)
+        loaded = load(tmp_path, size=size)
+        image = Image.fromarray(image).resize(size[::-1], Image.BICUBIC)
         np.testing.assert_array_equal(loaded.images[0], image)
-        for y, x in np.ndindex(8, 12):
-            nearest = int((y + 0.5) * 35 / 8), int((x + 0.5) * 50 / 12)
-            assert loaded.labels[0, y, x] == made[1][nearest]
+        for y, x in np.ndindex(*size):
+            nearest = (
+                int((y + 0.5) * 35 / size[0]),
+                int((x + 0.5) * 50 / size[1]),
+            )
+            assert loaded.labels[0, y, x] == labels[nearest]
+        # The largest label is one that a smaller size does not show.
+        assert loaded.num_classes == 200
 
-    def test_resizing_makes_no_new_labels(self, tmp_path):
-        for name in ("a", "b"):
-            save(tmp_path / "images" / f"{name}.png", noise(30, 30))
-            labels = numbers(30, 30, 2) * np.uint8(200)
-            save(tmp_path / "labels" / f"{name}.png", labels)
-        for size in ((7, 11), (45, 70)):
-            loaded = scenes.load(tmp_path, size=size)
-            assert {*np.unique(loaded.labels)} == {0, 200}
-            assert loaded.num_classes == 201
-
-    def test_the_largest_label_counts_before_resizing(self, tmp_path):
-        fill(tmp_path, 2, size=(9, 9))
-        labels = np.zeros((9, 9), "uint8")
-        labels[0, 0] = 11
-        save(tmp_path / "labels" / "a.png", labels)
-        loaded = scenes.load(tmp_path, size=(1, 1))
-        assert loaded.labels.max() == 0 and loaded.num_classes == 12
-        with pytest.raises(ValueError, match="label 11 in .*a.png"):
-            scenes.load(tmp_path, size=(1, 1), num_classes=11)
-
-    @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-    def test_instances(self, dtype, tmp_path):
-        fill(tmp_path, 2, size=(12, 16))
-        ids = RNG.integers(3, size=(2, 12, 16)).astype(dtype)
-        if dtype == "uint16":  # What 8 bits would take for equal.
-            ids *= 256
-        for name, array in zip("ab", ids):
-            save(tmp_path / "instances" / f"{name}.png", array)
-        loaded = scenes.load(tmp_path, size=(12, 16))
-        assert loaded.map_channels == loaded.num_classes + 1
+    def test_void(self, tmp_path):
+        """Pixels without a class get one of their own, the last one."""
+        labels = [np.uint8([[0, 255], [1, 1]]), np.uint8([[2, 0], [0, 0]])]
+        for i, array in enumerate([*labels, labels[0]]):
+            files = {f"labels/{i}.png": array, f"images/{i}.png": noise(2, 2)}
+            write(tmp_path, files)
+        loaded = load(tmp_path, size=(2, 2), void=255)
+        assert loaded.num_classes == 4
         np.testing.assert_array_equal(
-            loaded.edges, label_maps.instance_edges(ids[:1])
+            loaded.labels, [[[0, 3], [1, 1]], [[2, 0], [0, 0]]]
         )
-        # Edges are one pixel wide at the size that is asked for.
-        small = scenes.load(tmp_path, size=(6, 8))
-        nearest = ids[:1, 1::2, 1::2]
-        np.testing.assert_array_equal(
-            small.edges, label_maps.instance_edges(nearest)
+        held_out = load(
+            tmp_path, "validation", size=(2, 2), num_classes=3, void=255
         )
+        np.testing.assert_array_equal(held_out.labels, loaded.labels[:1])
+        # Where that is said, 255 is a class.
+        loaded = load(tmp_path, size=(2, 2), num_classes=256)
+        assert loaded.labels.max() == 255
 
-    def test_grey_photographs(self, tmp_path):
-        fill(tmp_path, 2)
-        grey = save(tmp_path / "images" / "a.bmp", numbers(6, 8, 256))
-        loaded = scenes.load(tmp_path, size=(6, 8))
-        np.testing.assert_array_equal(loaded.images[0], np.dstack([grey] * 3))
+    def test_instances(self, tmp_path):
+        fill(tmp_path, size=(12, 16))
+        # What 8 bits would take for equal.
+        ids = RNG.integers(3, size=(2, 12, 16), dtype="uint16") * 256
+        files = {f"instances/{x}.png": y for x, y in zip("ab", ids)}
+        write(tmp_path, files)
+        for step in (1, 2):
+            # Edges are one pixel wide at the size that is asked for.
+            loaded = load(tmp_path, size=(12 // step, 16 // step))
+            seen = ids[:1, step - 1 :: step, step - 1 :: step]
+            edges = label_maps.instance_edges(seen)
+            np.testing.assert_array_equal(loaded.edges, edges)
+            assert loaded.map_channels == loaded.num_classes + 1
+            np.testing.assert_array_equal(loaded.maps()[..., -1], edges)
 
     def test_palette(self, tmp_path):
         fill(tmp_path, 4)
-        palette = [[9, 8, 7], [1, 2, 3], [255, 0, 4]]
-        for name in "bc":
-            save(tmp_path / "labels" / f"{name}.png", numbers(6, 8, 3), palette)
-        loaded = scenes.load(tmp_path, size=(6, 8), num_classes=6)
-        assert loaded.palette.tolist()[:3] == palette
-        assert loaded.palette.shape == (6, 3)
-        assert loaded.palette.dtype == "uint8"
-        loaded = scenes.load(tmp_path, size=(6, 8), num_classes=5)
-        assert loaded.palette.tolist()[:3] == palette
-
-    def test_a_palette_of_more_than_the_classes(self, tmp_path):
-        fill(tmp_path, 2)
-        colours = noise(1, 9)[0]
-        save(tmp_path / "labels" / "a.png", numbers(6, 8, 3), colours)
-        loaded = scenes.load(tmp_path, num_classes=4)
-        np.testing.assert_array_equal(loaded.palette, colours[:4])
-
-    def test_default_palette(self, tmp_path):
-        fill(tmp_path, 2)
-        palette = scenes.load(tmp_path, num_classes=256).palette
-        assert palette.shape == (256, 3) and palette.dtype == "uint8"
-        assert len(np.unique(palette, axis=0)) == 256
-        few = scenes.load(tmp_path, num_classes=20).palette
-        np.testing.assert_array_equal(few, palette[:20])
-        differences = np.abs(few[:, None].astype(int) - few).max(-1)
+        made = load(tmp_path, num_classes=20).palette
+        differences = np.abs(made[:, None].astype(int) - made).max(-1)
         assert differences[~np.eye(20, dtype=bool)].min() > 25
+        every = load(tmp_path, num_classes=256).palette
+        assert len({*map(tuple, every)}) == 256
+        colours = [[9, 8, 7], [1, 2, 3], [255, 0, 4]]
+        # Where a number is not used its colour may be another one.
+        write(tmp_path, {"labels/b.png": (numbers(6, 8, 3), colours)})
+        other = (numbers(6, 8, 2), [*colours[:2], [5, 5, 5]])
+        write(tmp_path, {"labels/c.png": other})
+        palette = load(tmp_path).palette
+        assert palette.tolist() == [*colours, *made[3:5].tolist()]
 
-    def test_one_class(self, tmp_path):
-        fill(tmp_path, 3, high=1)
-        with pytest.raises(ValueError, match="two classes.*from 0 to 0"):
-            scenes.load(tmp_path)
-
-    def test_what_looks_like_void(self, tmp_path):
-        """That one is class 255 must be said, as that it is none."""
+    @pytest.mark.parametrize(
+        ("kind", "changes", "message"),
+        [
+            ("labels", {"a.png": noise(6, 8)}, "its class.*labels/a.png"),
+            ("labels", {"a.png": b"no"}, "cannot be read.*labels/a.png"),
+            ("images", {"a.bmp": b"no"}, "cannot be read.*images/a.bmp"),
+            ("labels", {"a.png": LABELS}, "a.png' with .* 8 x 6, labels 4 x 3"),
+            ("instances", IDS, "same size.*labels 8 x 6, instances 4 x 3"),
+            ("instances", IDS | {"a.png": noise(6, 8)}, "instance.*ces/a.png"),
+            ("instances", {"a.png": LABELS}, "'b', which is not in .*instance"),
+            ("labels", {"c.png": None}, "'c', which is not in .*labels"),
+            ("images", {"c.bmp": None}, "'c', which is not in .*images"),
+            ("labels", {"a.bmp": LABELS}, "same name.*a.bmp.*a.png"),
+            (
+                "labels",
+                {"a.png": FULL + np.uint8(253)},
+                "--void 255.* 0 to 255",
+            ),
+            (
+                "labels",
+                {"a.png": (FULL, ONE), "b.png": (FULL, OTHER)},
+                r"number FOLDER.* 2 as \(0, 255, 0\) in '.*a.png' and "
+                r"\(9, 9, 9\) in '.*b.png'",
+            ),
+        ],
+    )
+    def test_bad_files(self, kind, changes, message, tmp_path):
         fill(tmp_path, 3)
-        labels = numbers(6, 8)
-        labels[0, :3] = 255
-        save(tmp_path / "labels" / "a.png", labels)
-        with pytest.raises(ValueError, match="--void 255.*from 0 to 255"):
-            scenes.load(tmp_path)
-        assert scenes.load(tmp_path, num_classes=256).num_classes == 256
-        assert scenes.load(tmp_path, void=255).num_classes <= 6
-
-    def test_palettes_that_differ(self, tmp_path):
-        """As of files whose colours were counted one by one."""
-        fill(tmp_path, 3)
-        one = [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
-        other = [[0, 0, 0], [255, 0, 0], [9, 9, 9]]
-        save(tmp_path / "labels" / "a.png", numbers(6, 8, 3), one)
-        # Where the difference is not used there is none.
-        save(tmp_path / "labels" / "b.png", numbers(6, 8, 2), other)
-        assert scenes.load(tmp_path).num_classes == 3
-        save(tmp_path / "labels" / "b.png", numbers(6, 8, 3), other)
-        message = (
-            r"number FOLDER.* 2 as \(0, 255, 0\) in 'a' and \(9, 9, 9\) in"
-        )
+        write(tmp_path / kind, changes)
         with pytest.raises(ValueError, match=message):
-            scenes.load(tmp_path)
+            load(tmp_path)
 
-    def test_too_few_classes(self, tmp_path):
-        fill(tmp_path, 2)
-        with pytest.raises(ValueError, match="classes, 3.*label 4 in .*a.png"):
-            scenes.load(tmp_path, num_classes=3)
-
-    def test_sizes_that_differ(self, tmp_path):
-        fill(tmp_path, 2)
-        save(tmp_path / "instances" / "a.png", numbers(6, 7))
-        save(tmp_path / "instances" / "b.png", numbers(6, 8))
-        message = "images/a.bmp' with 8 x 6 pixels and '.*{}/a.png' with {}"
-        with pytest.raises(ValueError, match=message.format("ces", "7 x 6")):
-            scenes.load(tmp_path)
-        save(tmp_path / "labels" / "a.png", numbers(5, 8))
-        with pytest.raises(ValueError, match=message.format("els", "8 x 5")):
-            scenes.load(tmp_path)
-
-    def test_odd_names(self, tmp_path):
-        fill(tmp_path, 3)
-        os.remove(tmp_path / "labels" / "c.png")
-        os.remove(tmp_path / "labels" / "b.png")
-        with pytest.raises(ValueError, match="2 without.*'b'.*not in.*labels"):
-            scenes.load(tmp_path)
-        os.remove(tmp_path / "images" / "c.bmp")
-        os.remove(tmp_path / "images" / "b.bmp")
-        save(tmp_path / "labels" / "x.png", numbers(6, 8))
-        with pytest.raises(ValueError, match="1 without.*'x'.*not in.*images"):
-            scenes.load(tmp_path)
-        os.remove(tmp_path / "labels" / "x.png")
-        save(tmp_path / "instances" / "y.png", numbers(6, 8))
-        with pytest.raises(ValueError, match="`instances`.* 2 without.*'a'"):
-            scenes.load(tmp_path)
-
-    def test_equal_names(self, tmp_path):
-        fill(tmp_path, 2)
-        save(tmp_path / "labels" / "a.bmp", numbers(6, 8))
-        with pytest.raises(ValueError, match="same name.*a.bmp.*a.png"):
-            scenes.load(tmp_path)
-
-    def test_no_such_folders(self, tmp_path):
-        message = "sub-folders `images` and `labels`.*split='{}' of '{}'"
-        for split in ("train", "validation"):
-            with pytest.raises(
-                ValueError, match=message.format(split, tmp_path)
-            ):
-                scenes.load(tmp_path, split)
-        fill(tmp_path / "train", 2)
-        assert len(scenes.load(tmp_path)) == 2
-        with pytest.raises(ValueError, match="split='validation'"):
-            scenes.load(tmp_path, "validation")
-
-    def test_one_scene(self, tmp_path):
-        fill(tmp_path, 1)
-        with pytest.raises(ValueError, match=f"at least two.*'{tmp_path}'"):
-            scenes.load(tmp_path)
-
-    def test_bad_files(self, tmp_path):
-        fill(tmp_path, 2)
-        (tmp_path / "labels" / "a.png").write_bytes(b"nothing")
-        with pytest.raises(ValueError, match="cannot be read.*labels/a.png"):
-            scenes.load(tmp_path)
-        (tmp_path / "images" / "a.bmp").write_bytes(b"nothing")
-        with pytest.raises(ValueError, match="cannot be read.*images/a.bmp"):
-            scenes.load(tmp_path)
-
-    def test_colours(self, tmp_path):
-        fill(tmp_path, 2)
-        save(tmp_path / "instances" / "a.png", noise(6, 8))
-        save(tmp_path / "instances" / "b.png", noise(6, 8))
-        with pytest.raises(ValueError, match="its instance.*instances/a.png"):
-            scenes.load(tmp_path)
-        save(tmp_path / "labels" / "a.png", noise(6, 8))
-        with pytest.raises(ValueError, match="number of its class.*ls/a.png"):
-            scenes.load(tmp_path)
-
-
-class TestArguments:
-    @pytest.mark.parametrize("num_classes", [1, 257])
-    def test_num_classes(self, num_classes):
-        message = f"2 to 256.*num_classes={num_classes}"
+    @pytest.mark.parametrize(
+        ("num_classes", "message"),
+        [
+            (1, "from 2 to 256 .*--classes 1"),
+            (257, "from 2 to 256 .*--classes 257"),
+            (3, "classes, 3.*--void.*label 4 in .*a.png"),
+        ],
+    )
+    def test_number_of_classes(self, num_classes, message, tmp_path):
+        fill(tmp_path)
         with pytest.raises(ValueError, match=message):
-            scenes.load(num_classes=num_classes)
+            load(tmp_path, num_classes=num_classes)
 
-    @pytest.mark.parametrize("size", [96, (96,), (0, 96), (8.0, 8)])
-    def test_size(self, size):
-        with pytest.raises(ValueError, match="`size` must be.*size=") as error:
-            scenes.load(size=size)
-        assert str(error.value).endswith(f"Received: size={size!r}")
-
-    def test_split(self, tmp_path):
-        for name in ("photographs", tmp_path):
-            with pytest.raises(ValueError, match="'validation'.*split='test'"):
-                scenes.load(name, split="test")
-
-    def test_other_names(self):
-        with pytest.raises(ValueError, match="no such dataset.*'nothing'"):
-            scenes.load("nothing")
+    def test_too_little(self, tmp_path):
+        message = "sub-folders `images` and `labels`.* no {} split in '.*{}'"
+        message = message.format("validation", tmp_path.name)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, "validation")
+        fill(tmp_path / "train", 1)
+        assert len(load(tmp_path)) == 1
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, "validation")
+        with pytest.raises(ValueError, match="at least two.*with one"):
+            load(tmp_path / "train")
+        with pytest.raises(
+            ValueError, match="--void 3 with --data photographs"
+        ):
+            scenes.load(void=3)
 
 
 MADE = [(noise(6, 8), numbers(6, 8)[..., None]) for _ in range(3)]
@@ -436,194 +427,93 @@ def data_dir(tmp_path_factory):
     tfds = pytest.importorskip("tensorflow_datasets")
     data_dir = tmp_path_factory.mktemp("tfds")
 
-    def image(*shape, dtype=np.uint8):
-        return tfds.features.Image(
-            shape=shape, dtype=dtype, encoding_format="png"
-        )
-
-    def store(name, splits, config=None, **features):
+    def store(name, config=None, channels=1, size=(None, None), **splits):
+        image = tfds.features.Image
+        features = {
+            "image_left": image(shape=(*size, 3)),
+            "segmentation_label": image(shape=(*size, channels)),
+            "image_id": tfds.features.Text(),
+        }
         tfds.dataset_builders.store_as_tfds_dataset(
             name=name,
             config=config,
             version="1.0.0",
             features=tfds.features.FeaturesDict(features),
             split_datasets={
-                split: [
-                    (i, dict(zip(features, arrays)))
-                    for i, arrays in enumerate(examples)
-                ]
-                for split, examples in splits.items()
+                split: [(i, dict(zip(features, (*x, "")))) for i, x in made]
+                for split, made in splits.items()
             },
             data_dir=data_dir,
             disable_shuffling=True,
         )
 
-    splits = {"train": MADE[:2], "validation": MADE[2:]}
-    sizes = {"image_left": (6, 8, 3), "segmentation_label": (6, 8, 1)}
-    store("tiny", splits, **{key: image(*sizes[key]) for key in sizes})
-    any_size = {
-        "image_left": image(None, None, 3),
-        "segmentation_label": image(None, None, 1),
-    }
-    store("odd", {"train": [(noise(6, 7), MADE[0][1])]}, **any_size)
-    # Others that are no 8-bit images of colours, or of labels.
-    store("bare", {"train": [MADE[0][:1]]}, image_left=image(6, 8, 3))
-    any_size["segmentation_label"] = image(None, None, 3)
-    store("coloured", {"train": [MADE[0][:1] * 2]}, **any_size)
-    any_size["segmentation_label"] = image(6, 8, 1, dtype=np.uint16)
-    deep = [(MADE[0][0], MADE[0][1].astype("uint16"))]
-    store("deep", {"train": deep}, **any_size)
+    first, second, third = enumerate(MADE)
+    odd = 0, (noise(6, 7), MADE[0][1])
+    store("tiny", train=[first, second], validation=[third], odd=[odd])
+    store("coloured", channels=3, train=[(0, MADE[0][:1] * 2)])
     # As tensorflow-datasets' own builder of that name describes it.
+    size = 1024, 2048
     labels = np.repeat(np.uint8([0, 7, 33, 40, 255, 26, 1, 2]), 2**18)
-    store(
-        "cityscapes",
-        {
-            "train": [
-                (
-                    "city_000000_000000",
-                    np.full((1024, 2048, 3), 50, "uint8"),
-                    labels.reshape(1024, 2048, 1),
-                )
-            ]
-        },
-        "semantic_segmentation",
-        image_id=tfds.features.Text(),
-        image_left=image(1024, 2048, 3),
-        segmentation_label=image(1024, 2048, 1),
-    )
+    city = np.zeros((*size, 3), "uint8"), labels.reshape(*size, 1)
+    store("cityscapes", "semantic_segmentation", 1, size, train=[(0, city)])
     return str(data_dir)
 
 
 class TestTensorflowDatasets:
     def test_splits(self, data_dir):
-        for split, part in (("train", MADE[:2]), ("validation", MADE[2:])):
-            loaded = scenes.load("tiny", split, (6, 8), None, data_dir)
-            assert len(loaded) == len(part) and loaded.edges is None
-            for i, (image, labels) in enumerate(part):
-                np.testing.assert_array_equal(loaded.images[i], image)
-                np.testing.assert_array_equal(loaded.labels[i], labels[..., 0])
-            assert loaded.num_classes == 5
-            assert loaded.names[0] == f"{split}_0000"
-
-    def test_resizing(self, data_dir):
-        loaded = scenes.load("tiny", "train", (3, 4), 9, data_dir)[:1]
-        image = Image.fromarray(MADE[0][0]).resize((4, 3), Image.BICUBIC)
-        np.testing.assert_array_equal(loaded.images, np.asarray(image)[None])
-        np.testing.assert_array_equal(
-            loaded.labels[0], MADE[0][1][1::2, 1::2, 0]
-        )
-        assert loaded.num_classes == 9
+        for split, part in (
+            ("train", MADE[:2]),
+            ("validation", MADE[2:]),
+        ):
+            loaded = load("tiny", split, num_classes=9, data_dir=data_dir)
+            images, labels = map(np.array, zip(*part))
+            np.testing.assert_array_equal(loaded.images, images)
+            np.testing.assert_array_equal(loaded.labels, labels[..., 0])
+            assert loaded.num_classes == 9 and loaded.edges is None
+        assert load("tiny", data_dir=data_dir).num_classes == 5
 
     def test_cityscapes(self, data_dir):
-        loaded = scenes.load("cityscapes", size=(8, 16), data_dir=data_dir)
-        assert loaded.labels[0, :, 3].tolist() == [0, 7, 33, 34, 34, 26, 1, 2]
+        loaded = load("cityscapes", size=(8, 1), data_dir=data_dir)
+        expected = [0, 7, 33, 34, 34, 26, 1, 2]
+        assert loaded.labels[0, :, 0].tolist() == expected
         assert loaded.num_classes == loaded.map_channels == 35
-        assert loaded.images.shape == (1, 8, 16, 3)
-        assert loaded.images.min() == loaded.images.max() == 50
 
-    def test_too_few_classes(self, data_dir):
-        message = "the label 4 in \"scene . of 'train' of 'tiny'\""
-        with pytest.raises(ValueError, match=message):
-            scenes.load("tiny", num_classes=4, data_dir=data_dir)
-        with pytest.raises(ValueError, match="classes, 34.* label 34 in"):
-            scenes.load("cityscapes", num_classes=34, data_dir=data_dir)
-
-    @pytest.mark.parametrize("name", ["bare", "coloured", "deep"])
-    def test_other_features(self, name, data_dir):
-        with pytest.raises(ValueError, match=f"`image_left`.*'{name}' with"):
-            scenes.load(name, data_dir=data_dir)
-
-    def test_sizes_that_differ(self, data_dir):
-        message = "scene 0 of 'train' of 'odd' with 7 x 6 and 8 x 6 pixels"
-        with pytest.raises(ValueError, match=message):
-            scenes.load("odd", data_dir=data_dir)
-
-    def test_split(self, data_dir):
-        assert len(scenes.load("tiny", "train[1:]", data_dir=data_dir)) == 1
-        message = r"\['train', 'validation'\].*split='test' of 'tiny'"
-        with pytest.raises(ValueError, match=message):
-            scenes.load("tiny", "test", data_dir=data_dir)
-
-    def test_not_prepared(self, tmp_path):
-        with pytest.raises(ValueError, match=f"--data-dir.*{tmp_path}"):
-            scenes.load("cityscapes", data_dir=str(tmp_path))
-
-
-class TestBatches:
-    def scenes(self, count=5, edges=False):
-        """The first pixel of a row tells which scene, the last one a side."""
-        labels = np.zeros((count, 2, 4), "uint8")
-        labels[:, :, 0] = np.arange(count)[:, None]
-        labels[:, :, -1] = count
-        images = np.repeat(labels[..., None], 3, -1)
-        names = [str(i) for i in range(count)]
-        return scenes.Scenes(
-            "numbered",
-            names,
-            images,
-            labels,
-            (labels == count).astype("uint8") if edges else None,
-            count + 1,
-            np.zeros((count + 1, 3), "uint8"),
-        )
-
-    def drawn(self, batch, count=5):
-        """Which scenes a batch has, and whether they are mirrored."""
-        maps, images = batch
-        labels = maps[..., : count + 1].argmax(-1)
-        levels = np.rint((images + 1) * 127.5).astype("uint8")
-        np.testing.assert_array_equal(labels, levels[..., 0])
-        mirrored = labels[:, 0, 0] == count
-        sides = np.where(mirrored, labels[:, 0, -1], labels[:, 0, 0])
-        return [*zip(sides.tolist(), mirrored.tolist())]
-
-    def test_what_they_hold(self):
-        """Maps, their edges and images are mirrored together."""
-        made = self.scenes(edges=True)
-        before = made.images.copy(), made.labels.copy()
-        batches = scenes.make_batches(made, 60)
-        maps, images = batches[0]
-        assert maps.dtype == "uint8" and maps.shape == (60, 2, 4, 7)
-        assert images.dtype == "float32" and images.shape == (60, 2, 4, 3)
-        np.testing.assert_array_equal(maps[..., 5], maps[..., 6])
-        np.testing.assert_array_equal(maps[..., :6].sum(-1), 1)
-        drawn = self.drawn((maps, images))
-        assert {scene for scene, _ in drawn} == {*range(5)}
-        assert 15 < sum(mirrored for _, mirrored in drawn) < 45
-        # Nothing is changed in place.
-        np.testing.assert_array_equal(made.images, before[0])
-        np.testing.assert_array_equal(made.labels, before[1])
-        assert scenes.make_batches(self.scenes(), 3)[0][0].shape[-1] == 6
-
-
-def test_fit_takes_them(tmp_path):
-    """In a process of its own, which has to end, too."""
-    script = textwrap.dedent("""
-        import keras, numpy
-        from experiments import scenes
-
-        batches = scenes.make_batches(scenes.load(size=(8, 8))[:7], 4)
-        model = keras.Sequential(
-            [keras.Input((8, 8, 12)), keras.layers.Conv2D(3, 1)]
-        )
-        model.compile("sgd", "mse")
-        copy = keras.models.clone_model(model)
-        copy.set_weights(model.get_weights())
-        copy.compile("sgd", "mse")
-        model.fit(batches.feed(14, 20), steps_per_epoch=2, epochs=10,
-                  initial_epoch=7, verbose=0, shuffle=False)
-        for number in range(14, 20):
-            copy.train_on_batch(*batches[number])
-        for x, y in zip(model.get_weights(), copy.get_weights()):
-            numpy.testing.assert_allclose(x, y, atol=1e-6)
-    """)
-
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    run = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=300,
+    @pytest.mark.parametrize(
+        ("name", "arguments", "message"),
+        [
+            ("nothing", {}, '"photographs".*"cityscapes".*\'nothing\''),
+            ("coloured", {}, "`image_left`.*'coloured' with"),
+            ("tiny", {"void": 255}, "--void 255 with --data tiny"),
+            ("tiny", {"num_classes": 4}, "label 4 in .* of 'train' of 'tiny'"),
+            ("cityscapes", {"num_classes": 34}, "classes, 34.* label 34 in"),
+            (
+                "tiny",
+                {"split": "odd"},
+                "scene 0 of 'odd' of 'tiny'\" with image 7 x 6, labels 8 x 6",
+            ),
+        ],
     )
-    assert run.returncode == 0, run.stderr[-2000:]
+    def test_errors(self, name, arguments, message, data_dir):
+        with pytest.raises(ValueError, match=message):
+            load(name, data_dir=data_dir, **arguments)
+
+
+def test_batches():
+    """Maps, their edges and images are mirrored together."""
+    labels = np.zeros((5, 2, 4), "uint8")
+    # The first pixel of a row tells which scene, the last one a side.
+    labels[:, :, 0] = np.arange(5)[:, None]
+    labels[:, :, -1] = 5
+    images = np.repeat(labels[..., None], 3, -1)
+    edges = (labels == 5).astype("uint8")
+    made = scenes.Scenes(images, labels, edges, 6, None)
+    maps, drawn = scenes.make_batches(made, 60)[0]
+    assert maps.dtype == "uint8" and maps.shape == (60, 2, 4, 7)
+    assert drawn.dtype == "float32" and drawn.shape == (60, 2, 4, 3)
+    np.testing.assert_array_equal(maps[..., :6].sum(-1), 1)
+    np.testing.assert_array_equal(maps[..., 5], maps[..., 6])
+    found = maps[..., :6].argmax(-1)
+    np.testing.assert_array_equal(found, np.rint((drawn[..., 0] + 1) * 127.5))
+    mirrored = found[:, 0, 0] == 5
+    sides = np.where(mirrored, found[:, 0, -1], found[:, 0, 0])
+    assert 15 < mirrored.sum() < 45 and {*sides} == {*range(5)}

@@ -51,7 +51,7 @@ def counted_scans():
 
 
 def powers(filters, taps, grid):
-    """|DFT|^2 of each filter in float64, `(n, *grid)`."""
+    """The powers of each filter in float64, `(n, *grid)`."""
     images = np.zeros((filters.shape[1], *grid))
     for w, tap in zip(np.asarray(filters, np.float64), taps):
         images[(slice(None), *(tap % grid))] += w
@@ -59,7 +59,7 @@ def powers(filters, taps, grid):
 
 
 def expected_modulus(kernel, grid, dilation=1):
-    """In float64, a few at a time of the filters that can have it."""
+    """The largest modulus in float64, of the filters that can have it."""
     *size, _, _ = kernel.shape
     taps = spectra.indices(size) * np.broadcast_to(dilation, len(size))
     filters = kernel.reshape(len(taps), -1).astype("float64")

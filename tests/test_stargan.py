@@ -22,7 +22,7 @@ def randomized(model):
 
 
 def compiled(model):
-    """On JAX, which would compile each operation for itself."""
+    """Compiles on JAX, which would otherwise compile each operation."""
     if BACKEND != "jax":
         return model
     import jax
@@ -103,7 +103,7 @@ def relu(x):
 
 
 def numpy_conv(x, kernel, stride=1, mode="constant"):
-    """Zeros, or the image once more, around it; if odd, one more behind."""
+    """A convolution with zero or circular padding; if odd, more after."""
     # Of what a circular padding has, the last is not read with a stride.
     total = kernel.shape[0] - (stride if mode == "constant" else 1)
     before = total // 2
@@ -117,7 +117,7 @@ def numpy_conv(x, kernel, stride=1, mode="constant"):
 
 
 def numpy_double(x, kernel):
-    """Each pixel adds 4 x 4, which begin one above and left of its own 2."""
+    """A transposed convolution: each pixel adds 4 x 4, around its own 2."""
     n, height, width, _ = x.shape
     made = np.zeros((n, 2 * height + 2, 2 * width + 2, kernel.shape[2]))
     for i, j in np.ndindex(4, 4):
@@ -130,7 +130,7 @@ def numpy_generator(model, images, attributes, blocks):
     def kernel(name):
         return to_numpy(model.get_layer(name).kernel)
 
-    def norm(x, name):
+    def normalize(x, name):
         layer = model.get_layer(f"{name}_norm")
         x = x - x.mean(axis=(1, 2), keepdims=True)
         x = x / np.sqrt((x**2).mean(axis=(1, 2), keepdims=True) + 1e-5)
@@ -142,13 +142,13 @@ def numpy_generator(model, images, attributes, blocks):
     )
     x = np.concatenate([images, tiled], axis=-1)
     for name, stride in (("conv_in", 1), ("halve_1", 2), ("halve_2", 2)):
-        x = relu(norm(numpy_conv(x, kernel(name), stride), name))
+        x = relu(normalize(numpy_conv(x, kernel(name), stride), name))
     for index in range(blocks):
         first, second = (f"block_{index + 1}_conv_{i}" for i in (1, 2))
-        y = relu(norm(numpy_conv(x, kernel(first)), first))
-        x = x + norm(numpy_conv(y, kernel(second)), second)
+        y = relu(normalize(numpy_conv(x, kernel(first)), first))
+        x = x + normalize(numpy_conv(y, kernel(second)), second)
     for name in ("double_1", "double_2"):
-        x = relu(norm(numpy_double(x, kernel(name)), name))
+        x = relu(normalize(numpy_double(x, kernel(name)), name))
     return np.tanh(numpy_conv(x, kernel("conv_out")))
 
 
@@ -208,7 +208,7 @@ def test_the_critic_in_numpy(resolution, halvings, padding):
 
 @pytest.mark.parametrize("attribute", [0, 2])
 def test_attributes_reach_every_pixel(attribute):
-    """Past the instance normalization, by the zeros around the image."""
+    """They pass the instance normalization by the zeros around images."""
     model = randomized(stargan.generator(3, width=0.1, blocks=1))
     images, attributes = some_inputs(16, 20, 3)
     changed = attributes.copy()

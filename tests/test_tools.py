@@ -146,7 +146,7 @@ def test_table1_bad_arguments(arguments, message, tmp_path, monkeypatch):
 
 @pytest.fixture
 def own_environment(monkeypatch):
-    """The benchmark chooses backend and devices by these."""
+    """Restores the variables that set the benchmark's backend and devices."""
     for name in ("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
         monkeypatch.setenv(name, os.environ.get(name, BACKEND))
 
@@ -211,7 +211,7 @@ def test_benchmark_where_it_cannot_run(arguments, message, own_environment):
 
 
 def test_memory_that_is_not_counted(monkeypatch):
-    """As on CPUs on which TensorFlow does without oneDNN's allocator."""
+    """CPUs on which TensorFlow does without oneDNN's allocator."""
     import tensorflow as tf
 
     def refuse(device):

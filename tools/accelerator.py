@@ -25,10 +25,10 @@ import numpy as np  # noqa: E402
 from keras import ops  # noqa: E402
 
 import keras_san  # noqa: E402
-from keras_san import losses, norms  # noqa: E402
+from keras_san import losses, norms, penalties  # noqa: E402
 from keras_san.differentiation import (  # noqa: E402
     as_pure_function,
-    input_gradient,
+    input_gradients,
     minimize,
 )
 from keras_san.metrics import extractors, generative  # noqa: E402
@@ -279,8 +279,8 @@ class Update:
         )
         self.penalty = {
             None: None,
-            "wgan_gp": losses.GradientPenalty(),
-            "r1": r1,
+            "wgan_gp": penalties.GradientPenalty(),
+            "r1": penalties.R1(R1_GAMMA),
         }[penalty]
         self.hinge = losses.Hinge()
         self.optimizer = keras.optimizers.Adam(2e-4, beta_1=0.5, beta_2=0.9)
@@ -311,18 +311,18 @@ class Update:
                 return [ops.cast(logits, "float32")]
             return [ops.cast(scale[-1], "float32") for scale in logits]
 
-        def gradient(images):
-            def score(images):
-                return sum(map(ops.sum, criticize(images)))
-
-            return input_gradient(score, images, self.critic.variables)
+        def score(points):
+            return sum(map(ops.sum, criticize(points[0])))
 
         of_real = criticize(real)
         with keras_san.hold_norms():
             of_fake = criticize(fake)
             loss = sum(map(self.hinge.critic, of_real, of_fake)) / len(of_real)
             if self.penalty is not None:
-                loss += self.penalty(gradient, real, fake, share)
+                points = [self.penalty.points(real, fake, share)]
+                variables = self.critic.variables
+                (gradients,) = input_gradients(score, points, variables)
+                loss = loss + self.penalty(gradients)
         return loss
 
     def step(self, data):
@@ -380,12 +380,6 @@ def copies(variables, device):
     return [jax.device_put(np.asarray(v.value), device) for v in variables]
 
 
-def r1(gradient, real, fake, share):
-    """Mescheder et al., 2018, Eq. 9."""
-    squares = ops.sum(ops.square(gradient(real)), axis=(1, 2, 3))
-    return 0.5 * R1_GAMMA * ops.mean(squares)
-
-
 # Of the trainings: normalizer, padding, loss, penalty.
 CRITICS = {
     "none": (None, "same", "hinge", None),
@@ -398,7 +392,7 @@ CRITICS = {
         "hinge",
         None,
     ),
-    "r1": (None, "same", "non_saturating", r1),
+    "r1": (None, "same", "non_saturating", penalties.R1(R1_GAMMA)),
 }
 
 

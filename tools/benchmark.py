@@ -304,7 +304,7 @@ class Benchmark:
             "WGAN-GP, zero padding": gan(
                 critic(None, "same"),
                 loss="wasserstein",
-                penalty=keras_san.losses.GradientPenalty(),
+                penalty=keras_san.penalties.GradientPenalty(),
             ),
         }
         if self.quick:

@@ -128,7 +128,7 @@ keras_san/regularizers.py: the wrong matrices are transposed
 - if rows < columns:
 + if rows > columns:
 
-@ tests/test_label_maps.py
+@ tests/test_scenes.py
 
 experiments/label_maps.py: edges are marked on one side only
 - edges[..., :, :-1] |= across
@@ -137,8 +137,8 @@ experiments/label_maps.py: edges are marked on one side only
 @ tests/test_photographs.py
 
 experiments/photographs.py: the crops of a pair show different places
-- _window(high, y * scale, x * scale, crop * scale)
-+ _window(high, y, x, crop * scale)
+- y, x, size = (n * self.scale for n in (y, x, size))
++ size = size * self.scale
 
 @ tests/test_data.py
 
@@ -335,8 +335,8 @@ keras_san/geometry.py: channels are looked for in the last axis
 @ tests/test_layers.py ? projected
 
 keras_san/layers.py: a layer that has been built is not projected
-- kernel.assign(norm.project(ops.convert_to_tensor(kernel)))
-+ kernel.assign(ops.convert_to_tensor(kernel))
+- kernel.assign(normalization.project(raw))
++ kernel.assign(raw)
 
 @ tests/test_layers.py ? frozen hold lora
 
@@ -345,8 +345,8 @@ keras_san/layers.py: norms of frozen layers are measured
 + training = bool(training)
 
 keras_san/layers.py: nobody refuses LoRA
-- if not isinstance(norm.get_kernel(), keras.Variable):
-+ if norm.get_kernel() is None:
+- if not isinstance(normalization.get_kernel(), keras.Variable):
++ if normalization.get_kernel() is None:
 
 keras_san/kernel_normalization.py: the inner of two contexts ends the outer one
 - _hold.active = before

@@ -234,7 +234,9 @@ def train(run):
         try:
             # Else a run of other settings would pass for this one. (Nothing
             # is computed in this process: it would hold the accelerator.)
-            image_generation.open_run(args)
+            image_generation.open_run(
+                dataclasses.replace(args, strategy="none")
+            )
         except ValueError as error:
             print(f"error: {error}", flush=True)
             run["state"] = "failed"

@@ -10,6 +10,7 @@ from keras_san.callbacks.logs import (
     steps_taken,
 )
 from keras_san.callbacks.monitor import NormMonitor, draw_monitor
+from keras_san.callbacks.overfitting import Overfitting
 from keras_san.callbacks.progress import Progress
 from keras_san.callbacks.samples import SampleGrid, image_grid, sample_grid
 from keras_san.callbacks.stop_when_not_finite import StopWhenNotFinite
@@ -21,6 +22,7 @@ __all__ = [
     "Evaluation",
     "ImageQuality",
     "NormMonitor",
+    "Overfitting",
     "Progress",
     "SampleGrid",
     "StopWhenNotFinite",

@@ -1,4 +1,4 @@
-"""Checkpoints from which a training goes on."""
+"""Checkpoints to resume a training from."""
 
 import contextlib
 import glob
@@ -10,12 +10,12 @@ import keras
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves, after each epoch, all that it takes to go on with a training.
+    """Saves all that is needed to resume a training, after each epoch.
 
-    One file holds both networks, both optimizers, norms and the random
-    states of the GAN and its norms (but of no other layer, such as Dropout:
-    Keras saves none). It is written whole before it takes the place of the
-    last one: whatever happens meanwhile, one whole checkpoint remains.
+    One file holds both networks, both optimizers, the norms, and the random
+    states of the GAN and of its normalizations (but of no other layer, such as
+    Dropout: Keras saves none). It is written completely before it replaces the
+    last one, so that whatever happens one complete checkpoint remains.
 
     Args:
         directory: String or path, created if missing.
@@ -37,17 +37,17 @@ class Checkpoint(keras.callbacks.Callback):
         self.directory = directory
 
     def finished_epochs(self):
-        """The number of epochs that the checkpoint has behind it, or 0."""
+        """The number of epochs before the checkpoint, or 0 without one."""
         return max(self._epochs(), default=0)
 
     def restore(self, gan):
-        """Puts a GAN into the state of the checkpoint, if there is one.
+        """Restores a GAN from the checkpoint, if there is one.
 
         Args:
             gan: A compiled `keras_san.GAN`, built as the saved one was.
 
         Returns:
-            An int, the epochs that the checkpoint has behind it, or 0.
+            An int, as `finished_epochs`.
 
         Raises:
             ValueError: if the checkpoint is of another GAN, or damaged.
@@ -65,8 +65,8 @@ class Checkpoint(keras.callbacks.Callback):
             except Exception as error:
                 raise ValueError(
                     "The checkpoint does not fit this GAN, or is damaged. "
-                    "Build the networks and optimizers as they were, or "
-                    f"begin anew in another folder. Received: '{path}' "
+                    "Build networks and optimizers as they were, or start "
+                    f"again in another folder. Received: '{path}' "
                     f"({str(error)[:300]})"
                 ) from error
         return epochs
@@ -86,9 +86,9 @@ class Checkpoint(keras.callbacks.Callback):
             with contextlib.suppress(OSError):
                 os.remove(new)
             raise OSError(
-                "The checkpoint cannot be written; is the disk full? The one "
-                "before it is untouched, and the training can be resumed "
-                f"from it. Received: '{new}' ({error})"
+                "The checkpoint cannot be written: is the disk full? The last "
+                "one is untouched, and the training can be resumed from it. "
+                f"Received: '{new}' ({error})"
             ) from error
         for epochs in before:
             if epochs != epoch + 1:

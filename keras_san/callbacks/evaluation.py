@@ -17,19 +17,19 @@ class Evaluation(keras.callbacks.Callback):
     It adds `is`, `is_std` (over `splits` parts of the samples), `fid`, `kid`,
     `samples` and `real_samples` (the numbers of generated and real images;
     KID uses the first 10,000 of each) and `splits` to the logs of an epoch,
-    where callbacks behind it, the history and the progress bar find them.
-    Under any other extractor than the Inception network the names
-    begin with its label, as in `judge_fid`, or with `custom_` if it has none:
-    such values do not compare with published ones.
+    where later callbacks, the history and the progress bar find them. With
+    any extractor other than the Inception network the names begin with its
+    label, as in `judge_fid`, or with `custom_` if it has none: such values
+    cannot be compared with published ones.
 
     Args:
-        images: Real images, uint8, or floats in [-1, 1]. Of these
-            `num_images` are drawn at random and looked at, now, or all if
-            there are fewer.
+        images: Real images, uint8, or floats in [-1, 1]. The constructor
+            draws `num_images` of them at random, or takes all if there are
+            fewer, and extracts their features.
         extractor: What `keras_san.metrics.extractors.get` takes.
         every: Int, epochs from one evaluation to the next. The last epoch
-            is evaluated, too.
-        num_images: Int >= 10, or with `draw` >= 2, how many images are
+            is always evaluated.
+        num_images: Int >= 10, or >= 2 with `draw`, how many images are
             generated each time.
         seed: Int for the choice of real images and for the latent vectors,
             which are the same each time.
@@ -95,7 +95,7 @@ class Evaluation(keras.callbacks.Callback):
             (logs if logs is not None else {}).update(self.evaluate(self.model))
 
     def evaluate(self, gan):
-        """Measures once.
+        """Measures all scores once.
 
         Args:
             gan: A `keras_san.GAN`, or whatever `draw` takes.
@@ -125,5 +125,5 @@ class Evaluation(keras.callbacks.Callback):
 
 
 def _chunks(count, size=1000):
-    """Slices that cover `range(count)`, so that memory stays bounded."""
+    """Slices of bounded size that cover `range(count)`."""
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]

@@ -8,24 +8,25 @@ from keras_san.metrics import image_quality
 
 
 class ImageQuality(keras.callbacks.Callback):
-    """Measures PSNR, SSIM and NIQE of what a generator makes of images.
+    """Measures PSNR, SSIM and NIQE of the images that a generator makes.
 
     It adds `psnr`, `ssim` and `niqe`, means over the images, to the logs of
-    an epoch, where callbacks behind it, the history and the progress bar find
-    them. The model is a `keras_san.PairedGAN` or its generator alone. While
-    it puts out an image without any structure, `niqe` is NaN.
+    an epoch, where later callbacks, the history and the progress bar find
+    them. The model is a `keras_san.PairedGAN` or its generator alone. `niqe`
+    is NaN as long as an image has no structure at all.
 
     Args:
         inputs: List of uint8 arrays `(height, width, channels)`.
-        targets: List of uint8 arrays, what should be made of the inputs.
-        crop: Int, the pixels at each border that are not looked at.
+        targets: List of uint8 arrays, the images to make of the inputs.
+        crop: Int, the pixels to leave out at each border.
         every: Int, epochs from one evaluation to the next. The last epoch
-            is evaluated, too.
+            is always evaluated.
         niqe_model: What `keras_san.metrics.image_quality.niqe` takes.
 
     Raises:
-        ValueError: if there are no images, or not as many of both, or `every`
-            is below 1, or a target cannot be measured, as it is too small.
+        ValueError: if there are no images, not as many inputs as targets,
+            `every` is below 1, or a target cannot be measured, for example
+            since it is too small.
     """
 
     def __init__(self, inputs, targets, crop=0, every=1, niqe_model=None):
@@ -58,7 +59,7 @@ class ImageQuality(keras.callbacks.Callback):
             (logs if logs is not None else {}).update(self.evaluate(self.model))
 
     def evaluate(self, model):
-        """Measures once.
+        """Measures all metrics once.
 
         Args:
             model: A `keras_san.PairedGAN`, or a model from images to images.

@@ -1,4 +1,4 @@
-"""The numbers of a training: read, written and drawn."""
+"""Logs of a training, and how they are written, read and plotted."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ def steps_taken(model):
 
 
 def critic_norms(model):
-    """`kernel_norms` of a GAN's critic; of another model none."""
+    """The `kernel_norms` of a GAN's critic, and none of any other model."""
     return kernel_norms(model.critic) if hasattr(model, "critic") else {}
 
 
@@ -28,10 +28,10 @@ def kernel_norms(model):
     Returns:
         A dict of floats, in the order of the layers. The keys are
         `norm/<layer>` (`norm/<layer>/<kernel>` where a layer has several).
-        The values are the norms, times the gain, of the kernels as they are
-        trained: in the divided form what a kernel is divided by, in the
-        projected form the `scale`. Where nothing normalizes a kernel, it is
-        the top singular value of its `(fan_in, outputs)` matrix.
+        The values are the norms, times the gain, of the raw kernels: the
+        divisor in the divided form, the `scale` in the projected form, and
+        the top singular value of the `(fan_in, outputs)` matrix for a kernel
+        that is not normalized.
     """
     found = {}
     for kernel in find_kernels(model):
@@ -44,7 +44,7 @@ def kernel_norms(model):
 
 
 def read_log(path):
-    """Reads a `log.csv` back.
+    """Reads a `log.csv` file.
 
     Args:
         path: String or path; the file need not exist.
@@ -60,7 +60,7 @@ def read_log(path):
 
 
 def write_rows(rows, path):
-    """Writes a table as CSV: a whole file at any time.
+    """Writes a table as CSV, and replaces the old file in one step.
 
     Args:
         rows: List of dicts, which need not have the same keys.
@@ -75,10 +75,13 @@ def write_rows(rows, path):
 
 
 def read_rows(path):
-    """Reads what `write_rows` wrote, as a list of dicts of strings.
+    """Reads a table that `write_rows` wrote.
 
     Args:
         path: String or path; the file need not exist.
+
+    Returns:
+        A list of dicts of strings.
     """
     if not os.path.exists(path):
         return []
@@ -93,7 +96,7 @@ _METRICS = ("is", "fid", "kid", "psnr", "ssim", "niqe")
 
 
 def draw_curves(rows, path):
-    """Draws logs over the steps: losses, logits, metrics and norms, as PNG.
+    """Plots losses, logits, metrics and norms over the steps, as PNG.
 
     Args:
         rows: List of dicts, as from `read_log`.

@@ -1,4 +1,4 @@
-"""A critic under observation while it trains."""
+"""Diagnoses of a critic while it trains."""
 
 import os
 import warnings
@@ -12,11 +12,11 @@ from keras_san.checks import check_count, check_package
 from keras_san.diagnostics import diagnose, mean_score
 from keras_san.diagnostics.report import figure_of, rows_of
 
-# What a row has of each layer, under the names that `rows_of` gives.
+# The fields of a row for each layer, by the names in `rows_of`.
 _FIELDS = {
     "san": "SAN's norm",
     "sn": "SN's norm",
-    "norm_over_intended": "norm over what it should be",
+    "norm_over_intended": "norm over its target",
     "growth": "growth of signals",
     "effective": "channels of signals",
     "variance_lecun": "variance over LeCun's",
@@ -26,25 +26,25 @@ _FIELDS = {
 
 
 class NormMonitor(keras.callbacks.Callback):
-    """Diagnoses a critic every so many steps, and warns when it fails.
+    """Diagnoses a critic at regular steps, and warns when it fails.
 
-    It leaves a row a diagnosis in `monitor.csv`, with `step` (the updates of
-    the generator), `verdict`, `layer`, `slope` and, as `<field>/<layer>`, what
-    `keras_san.diagnostics` measures of each layer; and draws them over the
-    steps into `monitor.png`. When the verdict or the layer to blame changes,
-    a Python warning says so. A training that was resumed goes on with its
-    rows.
+    Each diagnosis is a row of `monitor.csv`, with `step` (the updates of the
+    generator), `verdict`, `layer`, `slope` and, as `<field>/<layer>`, the
+    measurements of `keras_san.diagnostics` for each layer. `monitor.png` is a
+    plot of them over the steps. A Python warning tells when the critic begins
+    to explode or vanish, or when another layer is to blame. A resumed training
+    continues the table.
 
     Args:
         directory: String or path, created if missing.
         images: Array `(n, height, width, channels)` of images as the critic
-            is trained on, 16 or a few more (or a list of arrays where the
-            critic has several inputs).
+            is trained on, 16 or a few more (or a list of arrays if the critic
+            has several inputs).
         every: Int, the steps from one diagnosis to the next. The first comes
             before the first step.
-        tensorboard: `None`, or a folder that TensorBoard is to show the
-            numbers from.
-        score: As of `keras_san.diagnostics.weight_gradients`.
+        tensorboard: `None`, or a folder to write the numbers to, for
+            TensorBoard to show.
+        score: As in `keras_san.diagnostics.weight_gradients`.
 
     Raises:
         ValueError: if `every` is less than 1, or there are fewer than two
@@ -64,7 +64,7 @@ class NormMonitor(keras.callbacks.Callback):
         count = len(keras.tree.flatten(images)[0])
         if count < 2:
             raise ValueError(
-                "`images` must be at least two, and better sixteen. "
+                "`images` must be at least two, preferably sixteen. "
                 f"Received: {count} images"
             )
         self.directory = directory
@@ -138,7 +138,7 @@ class NormMonitor(keras.callbacks.Callback):
 
 
 def draw_monitor(rows, path):
-    """Draws the rows of a `NormMonitor` over the steps, as PNG.
+    """Plots the rows of a `NormMonitor` over the steps, as PNG.
 
     Args:
         rows: List of dicts, as in `monitor.csv`.

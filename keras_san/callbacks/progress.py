@@ -1,4 +1,4 @@
-"""The progress of a whole training."""
+"""A progress bar of the whole training."""
 
 import math
 import sys
@@ -9,12 +9,12 @@ from keras_san.checks import check_package
 
 
 class Progress(keras.callbacks.Callback):
-    """Shows how much of the whole training is done, and how long it will take.
+    """Shows the progress of the whole training, and the time it will take.
 
     Keras' own bar begins anew with each epoch: pass `verbose=0` to `fit` with
     this one. Each epoch prints a line with its logs; in a terminal, another
-    line below is kept up to date. What other callbacks add to the logs is
-    printed if they stand before this one.
+    line below is kept up to date. Put callbacks that add to the logs before
+    this one.
 
     Raises:
         ImportError: if tqdm is not installed.

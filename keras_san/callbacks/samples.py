@@ -1,4 +1,4 @@
-"""Generated images, as a picture."""
+"""Grids of generated images."""
 
 import math
 import os
@@ -13,21 +13,21 @@ class SampleGrid(keras.callbacks.Callback):
     """Saves a grid of generated images after each epoch, as PNG.
 
     The latent vectors stay the same, so that one sees the images improve.
-    In a class-conditional GAN each column has a class.
+    For a class-conditional GAN each column shows one class.
 
     Args:
         directory: String or path, where `samples.png` (the latest) and
             `samples_0001.png`, ... are written. It is created if missing.
         rows: Int.
-        columns: Int, or `None` for one a class, or 8.
+        columns: Int, or `None` for one per class, or 8 without classes.
         scale: Int, the size of an image's pixel in the file.
         seed: Int for the latent vectors.
         picture: `None` for a sample grid, or a callable from the model to
-            what is saved in its place, a uint8 array
+            the picture to save instead, a uint8 array
             `(height, width, channels)`.
 
     Attributes:
-        latest: What was saved last, or `None`.
+        latest: The picture that was saved last, or `None`.
 
     Raises:
         ImportError: if Pillow is not installed.
@@ -73,10 +73,10 @@ class SampleGrid(keras.callbacks.Callback):
 
 
 def check_draws(model):
-    """Raises a `ValueError` unless the model makes images of nothing."""
+    """Raises a `ValueError` unless a model generates from random vectors."""
     if not hasattr(model, "latent_dim"):
         raise ValueError(
-            "The callback shows or measures what a `keras_san.GAN` makes of "
+            "The callback needs a `keras_san.GAN`, which makes images from "
             "random vectors. For models from images to images see "
             "`callbacks.ImageQuality`, `draw` of `callbacks.Evaluation`, and "
             "`picture` of `callbacks.SampleGrid` and `callbacks.TensorBoard`. "
@@ -85,12 +85,12 @@ def check_draws(model):
 
 
 def sample_grid(gan, rows=8, columns=None, seed=0):
-    """Generated images as one, the same latent vectors for the same seed.
+    """A grid of generated images, the same for the same seed.
 
     Args:
         gan: A `keras_san.GAN`. If it is conditional, each column has a class.
         rows: Int.
-        columns: Int, or `None` for one a class, or 8.
+        columns: Int, or `None` for one per class, or 8 without classes.
         seed: Int for the latent vectors.
 
     Returns:
@@ -104,7 +104,7 @@ def sample_grid(gan, rows=8, columns=None, seed=0):
 
 
 def image_grid(images, columns, gap=1):
-    """One image of many.
+    """A grid of images, as one image.
 
     Args:
         images: Array `(n, height, width, channels)` in [-1, 1].

@@ -1,4 +1,4 @@
-"""The end of a training that has diverged."""
+"""The callback that `fit` of a GAN adds, to stop once it diverges."""
 
 import math
 
@@ -7,13 +7,13 @@ import numpy as np
 
 
 class StopWhenNotFinite(keras.callbacks.Callback):
-    """Raises at the end of an epoch with a loss or weight of NaN or infinity.
+    """Stops a training at the end of an epoch if it has diverged.
 
-    `fit` of a GAN adds it by itself, in front of all other callbacks: weights
-    that have diverged must not take the place of a checkpoint.
+    `fit` of a GAN adds it by itself, before all other callbacks: weights that
+    have diverged must not replace a checkpoint.
 
     Raises:
-        ValueError: with the names of the weights.
+        ValueError: if the loss or a weight is NaN or infinite.
     """
 
     def on_epoch_end(self, epoch, logs=None):
@@ -25,7 +25,7 @@ class StopWhenNotFinite(keras.callbacks.Callback):
         ]
         if names or not math.isfinite(loss):
             raise ValueError(
-                f"Training has diverged in epoch {epoch + 1}: the loss is "
-                f"{loss}, and these weights hold NaN or infinity: {names}. "
-                "Try a smaller learning rate, or go back to a checkpoint."
+                f"Training has diverged in epoch {epoch + 1}. Try a smaller "
+                "learning rate, or go back to a checkpoint. Received: "
+                f"loss={loss}, and NaN or infinity in the weights {names}"
             )

@@ -1,4 +1,4 @@
-"""A training in TensorBoard."""
+"""Logs, norms and samples in TensorBoard."""
 
 import io
 import os
@@ -14,16 +14,16 @@ from keras_san.checks import check_package
 class TensorBoard(keras.callbacks.Callback):
     """Shows logs, norms and sample grids in TensorBoard, after each epoch.
 
-    Look at them by `tensorboard --logdir DIRECTORY`. Needs the package
-    `tensorboard` on any backend, and no TensorFlow.
+    Look at them with `tensorboard --logdir DIRECTORY`. Needs the package
+    `tensorboard`, but not TensorFlow.
 
     Args:
         directory: String or path, created if missing.
-        rows: Int, as of `SampleGrid`.
-        columns: Int, as of `SampleGrid`.
+        rows: Int, as in `SampleGrid`.
+        columns: Int, as in `SampleGrid`.
         seed: Int for the latent vectors.
         picture: `None` for a sample grid, or a callable from the model to
-            what is shown in its place, a uint8 array
+            the picture to show instead, a uint8 array
             `(height, width, channels)`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A training as a table and curves."""
+"""Logs of a training as a table and as curves."""
 
 import os
 import time
@@ -16,13 +16,13 @@ from keras_san.checks import check_package
 
 
 class TrainingLog(keras.callbacks.Callback):
-    """Keeps logs and norms in `log.csv`, and draws them into `curves.png`.
+    """Writes logs and norms to `log.csv`, and plots them in `curves.png`.
 
-    Beside what it finds in the logs, a row has `epoch` (from 1), `step` (the
+    Besides the logs of its epoch, a row has `epoch` (from 1), `step` (the
     updates of the generator so far) and `seconds` (the time of all epochs so
-    far, what other callbacks took included). A training that was resumed
-    goes on counting; unlike with `keras.callbacks.CSVLogger`, the rows of
-    epochs that it repeats are replaced.
+    far, including other callbacks). A resumed training goes on counting;
+    unlike with `keras.callbacks.CSVLogger`, the rows of epochs that it repeats
+    are replaced.
 
     Args:
         directory: String or path, created if missing. Both files in it are

@@ -9,7 +9,11 @@ from keras_san.diagnostics.gradients import (
 )
 from keras_san.diagnostics.kernels import layer_norms
 from keras_san.diagnostics.signals import channel_sparsity, signal_gains
-from keras_san.diagnostics.verdict import Diagnosis, diagnose, inert_norms
+from keras_san.diagnostics.verdict import (
+    Diagnosis,
+    diagnose,
+    inert_normalizations,
+)
 
 __all__ = [
     "Diagnosis",
@@ -17,7 +21,7 @@ __all__ = [
     "diagnose",
     "gradient_bounds",
     "hessian_norm",
-    "inert_norms",
+    "inert_normalizations",
     "input_gradients",
     "layer_norms",
     "mean_score",

@@ -28,7 +28,7 @@ _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 def main(argv=None):
-    """Does what the command line says.
+    """Runs the command line.
 
     Args:
         argv: List of strings, or `None` for the arguments of the process.
@@ -73,7 +73,7 @@ def main(argv=None):
 
 
 def load_critic(path):
-    """The critic of a file.
+    """Loads the critic from a file.
 
     Args:
         path: String, the file of a critic, or of a GAN.
@@ -85,33 +85,36 @@ def load_critic(path):
         ValueError: if there is none in the file.
     """
     if not os.path.isfile(path):
-        raise ValueError(f"There is no such file. Received: {path!r}")
+        raise ValueError(
+            "There is no such file. Pass that of a saved critic or GAN. "
+            f"Received: {path!r}"
+        )
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(
-            "The file holds no Keras model that can be read here. "
+            "The file holds no Keras model that can be loaded here. "
             f"Received: {path!r} ({reason})"
         ) from error
     model = getattr(model, "critic", model)
     shape = model.input_shape
     if isinstance(shape, list) or len(shape) != 4 or shape[-1] not in (1, 3):
         raise ValueError(
-            "From the command line a critic must look at images alone, grey "
-            "or in colour. Call `keras_san.diagnostics.diagnose` with its "
-            f"inputs from Python. Received: {path!r} with inputs {shape}"
+            "On the command line a critic must take images only, grey or in "
+            "colour. For any other call `keras_san.diagnostics.diagnose` from "
+            f"Python. Received: {path!r} with inputs {shape}"
         )
     return model
 
 
 def load_images(folder, shape, count):
-    """Images to diagnose with.
+    """Loads images to diagnose with.
 
     Args:
         folder: String, or `None` for noise.
-        shape: `(height, width, channels)`, of which the first two may be
-            `None`, which stands for 64.
+        shape: `(height, width, channels)`. The first two may be `None`, which
+            stands for 64.
         count: Int, how many at most.
 
     Returns:
@@ -133,7 +136,7 @@ def load_images(folder, shape, count):
     )
     if len(paths) < 2:
         raise ValueError(
-            "The folder must have two images at least. "
+            "The folder must have at least two images. "
             f"Received: {folder!r} with {len(paths)}"
         )
     # Not the first ones: neighbours are often alike.
@@ -148,7 +151,7 @@ def load_images(folder, shape, count):
 
 
 def _noise(count, height, width, channels):
-    """Noise whose amplitudes fall by the frequency, as in photographs."""
+    """Noise whose amplitudes fall with the frequency, as in photographs."""
     rng = np.random.default_rng(0)
     white = rng.normal(size=(count, height, width, channels))
     frequency = np.hypot(

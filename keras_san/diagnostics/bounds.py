@@ -12,7 +12,7 @@ from keras_san.diagnostics.recording import record
 from keras_san.geometry import LINEAR
 from keras_san.kernels import find_kernels
 
-# By how much the slope of an activation can exceed one, at most.
+# The steepest slope of each activation.
 _SLOPES = {
     keras.activations.linear: 1.0,
     keras.activations.relu: 1.0,
@@ -43,32 +43,31 @@ GRADIENT_BOUNDS = np.dtype([("layer", "U80"), ("bound", float)])
 
 
 def gradient_bounds(model, images, norms=None):
-    """Bounds the gradient of each kernel from above.
+    """Bounds the gradient of the mean logit for each kernel from above.
 
-    That of the mean logit, by the kernel that a layer runs with, is at most
-    what enters the layer (its norm, the mean over the images) times the
-    operator norms of all layers on the way to the logits, summed over the
-    ways; of a convolution times the square root of by how many output
-    positions a pixel is read, since they share the kernel.
+    The gradient with respect to the kernel that a layer runs with is at most
+    the norm of the layer's input (averaged over the images) times the operator
+    norms of all layers on a path to the logits, summed over the paths. For a
+    convolution there is one more factor, the square root of the number of
+    output positions that read a pixel, since they share the kernel.
 
     Args:
         model: A built Keras model from images to what `mean_score` takes.
-        images: Array `(n, height, width, channels)`, or a list of arrays
-            where the model has several inputs.
-        norms: What `layer_norms(model)` returned, with operator norms.
+        images: Array `(n, height, width, channels)`, or a list of arrays if
+            the model has several inputs.
+        norms: The result of `layer_norms(model)`, with operator norms.
 
     Returns:
-        A NumPy array of records, one a kernel in the order of the weights:
-        `layer`, a string, and `bound`, NaN where something on the way is
-        unknown (a layer of another kind, an image of unknown size, several
-        kernels in one layer). Under zero padding the norms are those of
-        circular padding, and the bound is approximate.
+        A NumPy array of records, one per kernel in the order of the weights:
+        `layer`, a string, and `bound`, NaN if something on a path is unknown
+        (a layer of another kind, an image of unknown size, several kernels in
+        one layer). Under zero padding the norms are those of circular
+        padding, and the bound is approximate.
 
     Reference:
-        [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773): the
-        product of norms that bounds gradients, there of a chain of layers
-        without bias, and with the norm of the image in place of what enters
-        a layer.
+        [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773), who
+        bound gradients by such a product for a chain of layers without bias,
+        with the norm of the image in place of that of the layer's input.
     """
     norms = layer_norms(model) if norms is None else norms
     operator = {row["layer"]: row["operator"] for row in norms}
@@ -113,7 +112,7 @@ def gradient_bounds(model, images, norms=None):
 
 
 def _factor(call, x):
-    """The largest gain of a difference in `x`, without a kernel."""
+    """The largest amplification of a change of `x`, without a kernel."""
     layer = call.layer
     name = type(layer).__name__
     if name in _NEUTRAL:

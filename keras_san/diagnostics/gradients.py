@@ -1,4 +1,4 @@
-"""The gradients of a critic by its kernels and its images."""
+"""The gradients of a critic with respect to its kernels and its images."""
 
 import math
 
@@ -17,8 +17,8 @@ def mean_score(outputs):
     """The mean of all logits of a critic, a float32 scalar.
 
     Args:
-        outputs: What a critic puts out: logits, or a list with an entry a
-            scale, each of them logits or a list that ends in logits, as
+        outputs: The outputs of a critic: logits, or a list with one entry per
+            scale, logits or a list that ends in logits, as
             `keras_san.PairedGAN` takes them.
     """
     means = [
@@ -39,21 +39,22 @@ WEIGHT_GRADIENTS = np.dtype(
 
 
 def weight_gradients(model, images, score=mean_score):
-    """Measures the gradients of a critic by its kernels.
+    """Measures the gradients of a critic with respect to its kernels.
 
     Args:
         model: A built Keras model from images.
-        images: Array `(n, height, width, channels)`, or a list of arrays
-            where the model has several inputs. All pass at once.
-        score: Callable from what the model puts out to a scalar, of which the
-            gradient is taken.
+        images: Array `(n, height, width, channels)`, or a list of arrays if
+            the model has several inputs. All pass at once.
+        score: Callable from the outputs of the model to a scalar, of which
+            the gradient is taken.
 
     Returns:
-        A NumPy array of records, one a kernel in the order of the weights:
-        `layer`, a string; `norm`, the Frobenius norm of the gradient by the
-        kernel that the layer runs with in inference; `raw_norm`, of the
-        gradient in training by the kernel that is trained, which an optimizer
-        sees; `weight_norm`, the Frobenius norm of the kernel that it runs with.
+        A NumPy array of records, one per kernel in the order of the weights:
+        `layer`, a string; `norm`, the Frobenius norm of the gradient with
+        respect to the kernel that the layer runs with in inference;
+        `raw_norm`, that of the gradient with respect to the raw kernel in
+        training, which is what an optimizer gets; `weight_norm`, the Frobenius
+        norm of the kernel that the layer runs with.
 
     Reference:
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773),
@@ -89,17 +90,18 @@ def weight_gradients(model, images, score=mean_score):
 
 
 def input_gradients(model, images, score=mean_score, batch_size=64):
-    """The norms of a critic's gradients by its images.
+    """The norms of a critic's gradients with respect to its images.
 
     Args:
         model: A built Keras model from images.
-        images: As of `weight_gradients`; the gradient is by the first array.
-        score: Callable from what the model puts out to a scalar, the mean of
+        images: As in `weight_gradients`. The gradient is that with respect to
+            the first array.
+        score: Callable from the outputs of the model to a scalar, the mean of
             something over the images.
         batch_size: Int, how many images pass at once.
 
     Returns:
-        A float64 array `(n,)`: the Euclidean norm, for each image.
+        A float64 array `(n,)`, the Euclidean norm for each image.
     """
     norms = []
     count = len(keras.tree.flatten(images)[0])
@@ -123,17 +125,18 @@ def input_gradients(model, images, score=mean_score, batch_size=64):
 
 
 def hessian_norm(model, images, score=mean_score, steps=10, seed=0):
-    """The largest modulus of an eigenvalue of the Hessian by the kernels.
+    """The spectral norm of a critic's Hessian with respect to its kernels.
 
-    Of all kernels that layers run with, jointly. For critics with piecewise
-    linear activations and a piecewise linear score the blocks of a single
-    kernel are zero, and only products of different kernels remain.
+    The kernels are those that layers run with, all taken together. If the
+    activations and the score are piecewise linear, second derivatives within
+    one kernel are zero, and only those between different kernels remain.
 
     Args:
         model: A built Keras model from images.
-        images: As of `weight_gradients`. All pass at once.
-        score: Callable from what the model puts out to a scalar.
-        steps: Int, of power iteration: an estimate from below.
+        images: As in `weight_gradients`. All pass at once.
+        score: Callable from the outputs of the model to a scalar.
+        steps: Int, the steps of power iteration, which estimates the norm
+            from below.
         seed: Int.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The norms of a critic's kernels as they act."""
+"""The norms of a critic's kernels, as used in inference."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ from keras_san.kernels import find_kernels
 
 @contextlib.contextmanager
 def running_with(kernels, values):
-    """Inside of it, layers run with other kernels, as they are.
+    """A context in which layers run with other kernels, taken as they are.
 
     Args:
         kernels: List of `Kernel`.
@@ -54,40 +54,40 @@ LAYER_NORMS = np.dtype(
 
 
 def layer_norms(model, operator=True, slope=0.0):
-    """The norms of all kernels of a critic, as they act in inference.
+    """Measures the norms of all kernels of a critic, as used in inference.
 
     Args:
         model: A built Keras model, with or without normalized layers.
         operator: Boolean, whether to compute the exact operator norms, which
-            for wide layers on large images takes long.
-        slope: Float, that of the activations on negative numbers (0 of ReLU),
-            for Kaiming's variance.
+            takes long for wide layers on large images.
+        slope: Float, the slope of the activations on negative numbers (0 for
+            ReLU), for Kaiming's variance.
 
     Returns:
-        A NumPy array of records, one a kernel in the order of the weights:
+        A NumPy array of records, one per kernel in the order of the weights:
 
         - `layer`, `shape`, `normalizer`: strings;
         - `san`: Lemma 1; `sn`: the top singular value of the `(fan_in,
-          outputs)` matrix, `sn_transposed`: of the `(fan_out, inputs)` one,
-          `bsn`: their mean, all converged; `operator`: the exact operator norm
-          under cyclic padding, with the stride, NaN where the size of the
-          image is unknown or no multiple of the stride. Of a dense layer all
-          are its top singular value.
+          outputs)` matrix, `sn_transposed`: that of the `(fan_out, inputs)`
+          matrix, `bsn`: their mean, all converged; `operator`: the exact
+          operator norm under cyclic padding, with the stride, NaN if the size
+          of the image is unknown or no multiple of the stride. For a dense
+          layer all of them are its top singular value.
         - `operator_over_sn`, which is at least 1 (unless channels are
           grouped, or a transposed convolution has a stride) and at most
-          `operator_over_sn_limit`, the square root of by how many output
-          positions a pixel is read; `operator_over_san`, which is at most
+          `operator_over_sn_limit`, the square root of the number of output
+          positions that read a pixel; `operator_over_san`, which is at most
           `operator_over_san_limit`, the square root of the number of filters
           (and at least 1, unless a stride thins out the output).
-        - `norm_over_intended`: the norm that the layer has, by its own
-          normalizer, over the one that it is to have; how far it is from 1 is
-          the error of the power iteration, or of a kernel that has moved
-          since its norm was measured. Where only a share of the filters is
-          measured it is chance that it differs, too. NaN without a normalizer.
+        - `norm_over_intended`: the norm of the kernel, as its own normalizer
+          defines it, over the norm that the normalizer aims at. It differs
+          from 1 by the error of the power iteration, if the kernel has changed
+          since its norm was measured, and by chance if only a share of the
+          filters is measured. NaN without a normalizer.
         - `variance_lecun`, `variance_xavier`, `variance_kaiming`: the mean
-          square of the weights over what those initializers aim at: `1 /
-          fan_in`, `2 / (fan_in + fan_out)` and `2 / ((1 + slope**2) *
-          fan_in)`.
+          square of the weights over the variance of those initializers, which
+          is `1 / fan_in`, `2 / (fan_in + fan_out)` and
+          `2 / ((1 + slope**2) * fan_in)`.
 
     Raises:
         ValueError: if the model has no kernel.
@@ -100,8 +100,9 @@ def layer_norms(model, operator=True, slope=0.0):
     kernels = find_kernels(model)
     if not kernels:
         raise ValueError(
-            "There is nothing to look at: the model has no built convolution "
-            f"or dense layer. Received: model={model}"
+            "There is nothing to measure: the model has no convolution or "
+            "dense layer that is built. Call it on data first, or pass "
+            f"another one. Received: model={model}"
         )
     rows = []
     for kernel in kernels:
@@ -133,7 +134,7 @@ def layer_norms(model, operator=True, slope=0.0):
     return np.array(rows, LAYER_NORMS)
 
 
-# Which field of `LAYER_NORMS` is a normalizer's own norm.
+# The field of `LAYER_NORMS` that holds a normalizer's own norm.
 _OWN = {
     normalizers.SparsityAware: "san",
     normalizers.Spectral: "sn",
@@ -159,7 +160,7 @@ def _norms(weights, geometry, operator):
         "bsn": sum(tops) / 2.0,
         "operator": math.nan,
     }
-    # What goes in and what comes out of a transposed one change places.
+    # Inputs and outputs of a transposed one change places.
     if geometry.transposed:
         tops.reverse()
     found["sn"], found["sn_transposed"] = tops

@@ -28,14 +28,14 @@ class Call:
 
 
 def record(model, inputs):
-    """Runs a model in inference, uncompiled, and keeps all that passes.
+    """Runs a model in inference, uncompiled, and records all calls.
 
     Args:
         model: A built Keras model of any kind.
-        inputs: What the model takes, as arrays.
+        inputs: The inputs of the model, as arrays.
 
     Returns:
-        `(outputs, calls)`: what the model puts out, and a list of `Call` in
+        `(outputs, calls)`: the outputs of the model, and a list of `Call` in
         the order in which they were run, without those that did nothing.
     """
     calls = []
@@ -47,8 +47,8 @@ def record(model, inputs):
                 [x for x in keras.tree.flatten(part) if keras.ops.is_tensor(x)]
                 for part in ((args, kwargs), outputs)
             ]
-            # Not of what passes on a tensor as it is: who made it is told by
-            # its identity.
+            # Not if it passes on a tensor as it is: the identity of a tensor
+            # tells which call made it.
             if not _holds(*tensors):
                 calls.append(Call(layer, *tensors))
             return outputs
@@ -72,7 +72,7 @@ def _holds(inputs, outputs):
 
 
 def _recorded(model):
-    """Layers without layers of their own, those of kernels, operations."""
+    """Layers without sublayers, layers with kernels, and operations."""
     layers = flatten_layers(model)
     inside = {id(x.layer) for x in layers if isinstance(x, SANWrapper)}
     kernels = {id(kernel.layer) for kernel in find_kernels(model)}
@@ -85,7 +85,7 @@ def _recorded(model):
         ]
         if not inner or id(layer) in kernels:
             found[id(layer)] = layer
-        # Those of functional models are no layers.
+        # The operations of functional models need not be layers.
         for operation in getattr(layer, "operations", []):
             if not isinstance(operation, keras.layers.Layer):
                 found[id(operation)] = operation

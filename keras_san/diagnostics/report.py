@@ -13,24 +13,25 @@ def rows_of(diagnosis):
         diagnosis: A `Diagnosis`.
 
     Returns:
-        A list of dicts: `layer`, `shape`, `normalizer`, and the fields of
-        all records of a diagnosis, floats. Those of gradients begin with
-        `gradient_`; `gradient_over_bound` is the share of the bound that is
-        reached.
+        A list of dicts: `layer`, `shape` and `normalizer`, strings, and the
+        fields of all records of a diagnosis, floats. Fields of gradients begin
+        with `gradient_`; `gradient_over_bound` is the share of the bound that
+        the gradient reaches.
     """
     gains = {row["layer"]: row for row in diagnosis.gains}
     gradients = {row["layer"]: row for row in diagnosis.gradients}
     bounds = {row["layer"]: float(row["bound"]) for row in diagnosis.bounds}
     rows = []
-    for norm in diagnosis.norms:
-        row = _dict(norm)
-        if norm["layer"] in gains:
-            row |= _dict(gains[norm["layer"]])
-        found = _dict(gradients[norm["layer"]])
+    for norms in diagnosis.norms:
+        layer = norms["layer"]
+        row = _dict(norms)
+        if layer in gains:
+            row |= _dict(gains[layer])
+        found = _dict(gradients[layer])
         del found["layer"]
         row |= {f"gradient_{name}": value for name, value in found.items()}
-        if norm["layer"] in bounds:
-            bound = bounds[norm["layer"]]
+        if layer in bounds:
+            bound = bounds[layer]
             row["gradient_bound"] = bound
             row["gradient_over_bound"] = (
                 row["gradient_norm"] / bound if bound else math.nan
@@ -50,7 +51,7 @@ _TABLE = (
         "norm/aim",
         "norm_over_intended",
         ".3f",
-        "norm over what the normalizer is to make of it; good: 1",
+        "norm over the one that the normalizer aims at; good: 1",
     ),
     (
         "var/He",
@@ -82,13 +83,13 @@ _TABLE = (
         "grad/max",
         "gradient_over_bound",
         ".2g",
-        "that over the bound that follows from the norms; at most 1",
+        "gradient over its upper bound, from the norms; at most 1",
     ),
 )
 
 
 def text_of(diagnosis):
-    """A diagnosis to read: table, legend, verdict and warnings.
+    """A diagnosis as text: table, legend, verdict and warnings.
 
     Args:
         diagnosis: A `Diagnosis`.
@@ -116,7 +117,7 @@ def text_of(diagnosis):
 
 
 def write_csv(diagnosis, path):
-    """Writes `rows_of` a diagnosis.
+    """Writes the measurements of each layer, as CSV.
 
     Args:
         diagnosis: A `Diagnosis`.
@@ -177,7 +178,7 @@ def draw_sparsity(sparsity, path):
     """Draws histograms of channel norms, as PNG.
 
     Args:
-        sparsity: What `channel_sparsity` returned.
+        sparsity: The result of `channel_sparsity`.
         path: String or path of the file to write.
     """
     figure, axes = figure_of(len(sparsity), (6, 1.6))
@@ -198,7 +199,7 @@ def draw_sparsity(sparsity, path):
 
 
 def figure_of(rows, size):
-    """A Matplotlib figure of panels that stand over each other.
+    """A Matplotlib figure of panels on top of each other.
 
     Args:
         rows: Int.

@@ -30,9 +30,9 @@ def channel_sparsity(model, images, bins=50, batch_size=64):
 
     Args:
         model: A built Keras model from images.
-        images: Array `(n, height, width, channels)`, or a list of arrays
-            where the model has several inputs.
-        bins: Int, of the histograms.
+        images: Array `(n, height, width, channels)`, or a list of arrays if
+            the model has several inputs.
+        bins: Int, the number of bins of the histograms.
         batch_size: Int, how many images pass at once.
 
     Returns:
@@ -42,13 +42,14 @@ def channel_sparsity(model, images, bins=50, batch_size=64):
 
         - `layer`: string; `channels`: int;
         - `zero`: the share of channels that are exactly zero in an image, and
-          `nearly_zero`: of those whose norm over the pixels is below 1 % of
+          `nearly_zero`: the share whose norm over the pixels is below 1 % of
           that of the image's largest channel;
-        - `effective`: the mean over the images of the energy of all channels
-          over that of the largest one, from 1 (one channel is not zero) to
-          `channels` (all are equally large);
-        - `histogram`: `bins` shares of the channels, by their norm over that
-          of the image's largest channel, in equal steps from 0 to 1.
+        - `effective`: the effective number of channels, that is the energy of
+          all channels over that of the largest one, averaged over the images:
+          from 1 (only one channel is not zero) to `channels` (all are equally
+          large);
+        - `histogram`: the shares of channels in `bins` equal steps from 0 to
+          1 of their norm over that of the image's largest channel.
 
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
@@ -106,28 +107,29 @@ def signal_gains(model, images, norms=None, batch_size=64):
 
     Args:
         model: A built Keras model from images.
-        images: As of `channel_sparsity`.
-        norms: What `layer_norms(model)` returned, to save its time.
+        images: As in `channel_sparsity`.
+        norms: `None`, or the result of `layer_norms(model)`, to save time.
         batch_size: Int, how many images pass at once.
 
     Returns:
         A NumPy array of records, one for each kernel but those of embeddings
-        (of a separable convolution the second one, for both), in the order in
-        which they are run. With `x` what enters a layer for one image, and
-        `W x` what its kernel alone makes of it, without bias and activation:
+        (for a separable convolution one, under the name of its second kernel),
+        in the order in which they are run. Let `x` be the input of a layer for
+        one image, and `W x` its output without bias and activation:
 
-        - `layer`: string; `channels`: int, of `x`; `effective`: of how many
-          channels `x` consists, as of `channel_sparsity`;
+        - `layer`: string; `channels`: int, those of `x`; `effective`: the
+          effective number of channels of `x`, as in `channel_sparsity`;
         - `gain`, `gain_max`: the mean and the maximum over the images of
           `||W x|| / ||x||`; `gain_over_san`, `gain_over_sn`,
-          `gain_over_operator`: the mean over each of the layer's norms. The
-          last is at most 1 under cyclic padding;
-        - `channel_gain`, `channel_gain_max`: the same of the largest norm of
-          a channel of `W x` over that of `x`, which for signals of one channel
-          SAN's norm bounds; `channel_gain_over_san`: the mean over that norm;
-        - `growth`: the root mean square of all numbers of `W x` over that of
-          `x` and the square root of 2: 1 where an activation as ReLU, which
-          halves the energy, restores the size of the signals.
+          `gain_over_operator`: the mean, divided by each of the layer's norms.
+          The last is at most 1 under cyclic padding;
+        - `channel_gain`, `channel_gain_max`: the same for the norm of the
+          largest channel of `W x` over that of the largest channel of `x`.
+          For signals of one channel it is at most SAN's norm.
+          `channel_gain_over_san`: the mean, divided by SAN's norm;
+        - `growth`: the root mean square of `W x` over that of `x`, divided by
+          the square root of 2. It is 1 if the signals have their old size
+          after an activation that, as ReLU, halves their energy.
 
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
@@ -136,7 +138,7 @@ def signal_gains(model, images, norms=None, batch_size=64):
     """
     norms = layer_norms(model) if norms is None else norms
     norms = {row["layer"]: row for row in norms}
-    # Of the kernels of one layer the last.
+    # The last one of a layer with several kernels.
     kernels = {id(kernel.layer): kernel for kernel in find_kernels(model)}
     found = {}
     for _, calls in _recorded(model, images, batch_size):
@@ -164,7 +166,7 @@ def signal_gains(model, images, norms=None, batch_size=64):
         channels, effective, gain, channel_gain, growth = np.concatenate(
             values, axis=1
         )
-        norm = norms[name]
+        of_kernel = norms[name]
         rows.append(
             (
                 name,
@@ -172,10 +174,10 @@ def signal_gains(model, images, norms=None, batch_size=64):
                 np.mean(effective),
                 np.mean(gain),
                 np.max(gain),
-                *(_over(gain, norm[n]) for n in ("san", "sn", "operator")),
+                *(_over(gain, of_kernel[n]) for n in ("san", "sn", "operator")),
                 np.mean(channel_gain),
                 np.max(channel_gain),
-                _over(channel_gain, norm["san"]),
+                _over(channel_gain, of_kernel["san"]),
                 np.sqrt(np.mean(growth**2)),
             )
         )
@@ -202,7 +204,7 @@ def _is_active(layer):
 
 @contextlib.contextmanager
 def _linear(layer):
-    """Inside of it a layer has neither bias nor activation."""
+    """A context in which a layer has neither bias nor activation."""
     bias = getattr(layer, "bias", None)
     mapping = []
     if isinstance(bias, keras.Variable):
@@ -228,7 +230,7 @@ def _channel_norms(x):
     largest = ops.maximum(ops.max(ops.abs(x)), 1e-30)
     squares = ops.sum(ops.square(x / largest), axis=axes)
     norms = np.sqrt(np.asarray(ops.convert_to_numpy(squares), "float64"))
-    # Of what is infinite the rest may be zero.
+    # Beside an infinite number all others may be zero.
     with np.errstate(invalid="ignore"):
         return norms * float(largest)
 

@@ -1,4 +1,4 @@
-"""The diagnosis: does a critic explode or vanish, and in which layer?"""
+"""The diagnosis of a critic: healthy, exploding or vanishing, and where."""
 
 import dataclasses
 import math
@@ -18,13 +18,13 @@ from keras_san.diagnostics.recording import record
 from keras_san.diagnostics.signals import signal_gains
 from keras_san.kernels import find_kernels
 
-# By how much a layer may make signals, or a norm, larger than it should, or
+# The factor by which signals or a norm may be larger than they should be, or
 # smaller. Critics of He's start lie within a factor of 1.3, also when trained.
 _BAND = 2.2
 
-# By how much the score of a critic may change from one image to another. With
-# the hinge loss 2 is needed; critics that trained began between 0.1 (SN-GAN's
-# CNN with SN) and 10,000 (a ResNet with SAN).
+# The most and the least that the score of a critic may change from one image
+# to another. The hinge loss needs 2; critics that trained began between 0.1
+# (SN-GAN's CNN with SN) and 10,000 (a ResNet with SAN).
 _STEEP, _FLAT = 1e5, 0.05
 
 # How far a norm may be from what it should be.
@@ -39,7 +39,7 @@ _NORMALIZATIONS = (
     *filter(None, [getattr(keras.layers, "RMSNormalization", None)]),
 )
 
-# What stands between a kernel and those without changing anything.
+# Layers that may stand between a kernel and those without any effect on them.
 _TRANSPARENT = (
     keras.layers.Dropout,
     keras.layers.Identity,
@@ -56,16 +56,16 @@ class Diagnosis:
 
     Attributes:
         verdict: String, `"healthy"`, `"exploding"` or `"vanishing"`.
-        layer: String, the layer that is to blame, or `None`.
+        layer: String, the layer to blame, or `None`.
         reason: String, the figure that says so.
         warnings: List of strings.
         inert: List of strings, the layers whose normalization does nothing.
-        slope: Float, by how much the score changes from one image to another:
+        slope: Float, how much the score changes from one image to another:
             the mean norm of its gradient, times the mean distance of images.
-        norms: What `layer_norms` returned.
-        gains: What `signal_gains` returned.
-        gradients: What `weight_gradients` returned.
-        bounds: What `gradient_bounds` returned; with `operator=False` empty.
+        norms: The result of `layer_norms`.
+        gains: The result of `signal_gains`.
+        gradients: The result of `weight_gradients`.
+        bounds: The result of `gradient_bounds`, empty with `operator=False`.
     """
 
     verdict: str
@@ -83,14 +83,18 @@ class Diagnosis:
 def diagnose(model, images, score=mean_score, operator=False):
     """Tells whether a critic explodes or vanishes, and which layer is to blame.
 
-    A critic explodes where a number is not finite, where a layer's norm is
-    more than 2.2 times what its normalizer is to make of it, where a layer
-    without a normalizer makes signals more than that larger than Kaiming's
-    start would (by the signals and by the weights), or where the score changes
-    by more than 100,000 from one image to another. It vanishes where a norm
-    or signals are smaller by such a factor (by the signals, and by the
-    weights beside both Kaiming's and Xavier's start), or the score changes by
-    less than 0.05.
+    A critic explodes if
+
+    - a number is not finite,
+    - a layer's norm is more than 2.2 times the one its normalizer aims at,
+    - a layer without a normalizer amplifies signals more than 2.2 times as
+      much as with Kaiming's initializer, judged both by the signals and by the
+      weights, or
+    - the score changes by more than 100,000 from one image to another.
+
+    It vanishes if a norm or an amplification is smaller by the same factor
+    (the weights then have to be small beside Xavier's initializer, too), or if
+    the score changes by less than 0.05.
 
     A single layer without a normalizer that is three times too large or too
     small may pass: initializers differ by as much from each other.
@@ -100,8 +104,8 @@ def diagnose(model, images, score=mean_score, operator=False):
         images: Array `(n, height, width, channels)` of at least two images as
             the critic is trained on, or a list of arrays where the model has
             several inputs.
-        score: As of `weight_gradients`.
-        operator: As of `layer_norms`.
+        score: As in `weight_gradients`.
+        operator: As in `layer_norms`.
 
     Returns:
         A `Diagnosis`.
@@ -113,7 +117,7 @@ def diagnose(model, images, score=mean_score, operator=False):
     first = keras.tree.flatten(images)[0]
     if len(first) < 2:
         raise ValueError(
-            "A diagnosis needs at least two images, and better a hundred. "
+            "A diagnosis needs at least two images, preferably a hundred. "
             f"Received: {len(first)}"
         )
     if not _is_finite(first):
@@ -123,7 +127,7 @@ def diagnose(model, images, score=mean_score, operator=False):
     distance = _distance(first)
     if distance == 0.0:
         raise ValueError(
-            "The images must differ: a diagnosis asks by how much the score "
+            "The images must differ: a diagnosis measures how much the score "
             "changes from one to the next. "
             f"Received: {len(first)} images, all the same"
         )
@@ -137,16 +141,16 @@ def diagnose(model, images, score=mean_score, operator=False):
     slope = float(np.mean(input_gradients(model, images, score))) * distance
     broken = _first_not_finite(model, few)
     verdict, layer, reason = _judge(norms, gains, slope, broken)
-    inert = inert_norms(model, _part(images, 2))
+    inert = inert_normalizations(model, _part(images, 2))
     warnings = [
-        f"The norm of {name} does nothing: what follows cancels any factor. "
-        "Take one of them away."
+        f"The normalization of {name} does nothing: the one that follows it "
+        "cancels any factor. Remove either of them."
         for name in inert
     ]
     warnings += [
         f"The norm of {row['layer']} is {row['norm_over_intended']:.2f} times "
-        "what it should be: its kernel has moved since it was measured, or "
-        "was not measured exactly."
+        "what it should be: the kernel has changed since its norm was "
+        "measured, or the measurement is not exact."
         for row in norms
         if abs(row["norm_over_intended"] - 1.0) > _INEXACT
     ]
@@ -164,15 +168,15 @@ def diagnose(model, images, score=mean_score, operator=False):
     )
 
 
-def inert_norms(model, images):
+def inert_normalizations(model, images):
     """Finds normalized layers whose normalization does nothing.
 
-    What they put out goes straight into batch, instance, layer, group or RMS
-    normalization, which cancels whatever a kernel is divided by.
+    Their outputs go straight into batch, instance, layer, group or RMS
+    normalization, which cancels any factor of the kernel.
 
     Args:
         model: A built Keras model from images.
-        images: As of `diagnose`; one or two suffice.
+        images: As in `diagnose`; one or two suffice.
 
     Returns:
         A list of strings, the names of layers.
@@ -225,7 +229,7 @@ def _judge(norms, gains, slope, broken):
             name = str(row["layer"])
             return "exploding", name, f"the kernel of {name} is not finite"
     if broken is not None:
-        return "exploding", broken, f"what {broken} puts out is not finite"
+        return "exploding", broken, f"the output of {broken} is not finite"
     growth = {str(row["layer"]): row["growth"] for row in gains}
     suspects = [_suspect(row, growth.get(row["layer"])) for row in norms]
     factor, layer, reason = max(suspects, key=lambda s: abs(math.log(s[0])))
@@ -244,8 +248,8 @@ def _judge(norms, gains, slope, broken):
 
 def _growth(growth, layer):
     return (
-        f"{layer} makes signals {growth[layer]:.2g} times what Kaiming's "
-        "start would"
+        f"{layer} amplifies signals {growth[layer]:.2g} times as much as with "
+        "Kaiming's initializer"
     )
 
 
@@ -256,7 +260,7 @@ def _suspect(row, growth):
         factor = row["norm_over_intended"]
         reason = (
             f"the norm of {name} is {factor:.2f} times what its normalizer "
-            "is to make of it"
+            "aims at"
         )
         return max(factor, 1e-30), name, reason
     kaiming = math.sqrt(row["variance_kaiming"])
@@ -269,8 +273,8 @@ def _suspect(row, growth):
     small = max(signals, kaiming, xavier)
     factor = large if large > 1.0 else min(small, 1.0)
     reason = (
-        f"{name} makes signals {signals:.2g} times what Kaiming's start would "
-        f"(by its weights {kaiming:.2g} times)"
+        f"{name} amplifies signals {signals:.2g} times as much as with "
+        f"Kaiming's initializer ({kaiming:.2g} times by its weights)"
     )
     return max(factor, 1e-30), name, reason
 

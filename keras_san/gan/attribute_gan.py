@@ -4,20 +4,20 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san.checks import check_positive, require
+from keras_san.checks import check_positive, require_range
 from keras_san.critic_output import CriticOutput
 from keras_san.gan.backend import BackendGAN
-from keras_san.gan.base import check_fit, check_takes_images_of
+from keras_san.gan.networks import check_fit, check_takes_images_of
 
 _RANGE_MESSAGE = (
     "Attributes must be 1 where an image has them, and 0 where not (some "
-    "datasets have -1 there). Received: values outside of [0, 1]"
+    "datasets have -1 there)."
 )
 
 
 @keras.saving.register_keras_serializable("keras_san")
 class AttributeGAN(BackendGAN):
-    """A generator that gives images other attributes, which trains with `fit`.
+    """A GAN that gives images other attributes, and trains with `fit`.
 
     A batch is pairs of images and their attributes, each 0 or 1. Each image
     gets the attributes of one of its batch, drawn at random (on several
@@ -40,16 +40,18 @@ class AttributeGAN(BackendGAN):
             and a logit for each attribute.
         class_weight: Positive float, the factor on the cross entropies.
         cycle_weight: Positive float, the factor on the mean absolute
-            difference between images and what comes back.
+            difference between images and those that are changed back.
         identity_weight: Float >= 0, the factor on the same difference between
-            images and what the generator makes of them with their own
-            attributes. The original has none; where an image has two sides
-            that can change places, such as a figure and its ground, it keeps
-            the generator from learning to exchange them and back.
+            images and those that the generator makes with their own
+            attributes. The original has none. If images have two sides that
+            can change places, such as a figure and its ground, it keeps the
+            generator from learning to exchange them and back.
         loss: What `keras_san.losses.get` takes.
-        critic_steps: As of `keras_san.GAN`.
-        penalty: As of `keras_san.GAN`.
-        ema: As of `keras_san.GAN`.
+        critic_steps: As in `keras_san.GAN`.
+        penalty: As in `keras_san.GAN`.
+        augmentation: As in `keras_san.GAN`.
+        joint: As in `keras_san.GAN`.
+        ema: As in `keras_san.GAN`.
         seed: Int, for which image gets whose attributes.
         **kwargs: As those of `keras.Model`.
 
@@ -81,6 +83,8 @@ class AttributeGAN(BackendGAN):
         loss="hinge",
         critic_steps=1,
         penalty=None,
+        augmentation=None,
+        joint=False,
         ema=None,
         seed=None,
         **kwargs,
@@ -97,6 +101,8 @@ class AttributeGAN(BackendGAN):
             loss=loss,
             critic_steps=critic_steps,
             penalty=penalty,
+            augmentation=augmentation,
+            joint=joint,
             ema=ema,
             seed=seed,
             more_means=names,
@@ -107,21 +113,20 @@ class AttributeGAN(BackendGAN):
         self.cycle_weight = cycle_weight
         self.identity_weight = identity_weight
 
-    def _unpack(self, data):
-        images, attributes, _ = keras.utils.unpack_x_y_sample_weight(data)
+    def _check_values(self, x, y):
+        # Of others the cross entropy has no lower bound.
+        if y is not None:
+            return require_range(y, 0, 1, _RANGE_MESSAGE)
+        return None
+
+    def _unpack(self, images, attributes):
         if attributes is None:
             raise ValueError(
                 "This GAN trains on pairs (images, attributes). "
                 "Received: no attributes"
             )
         self._check_fit(images, attributes)
-        attributes = ops.cast(attributes, "float32")
-        # Of others the cross entropy has no lower bound.
-        require(
-            ops.all(ops.logical_and(attributes >= 0.0, attributes <= 1.0)),
-            _RANGE_MESSAGE,
-        )
-        return images, attributes
+        return images, ops.cast(attributes, "float32")
 
     def _check_fit(self, images, attributes):
         check_fit("images", images, self.generator.inputs[0])
@@ -134,8 +139,8 @@ class AttributeGAN(BackendGAN):
         targets = ops.take(condition, places, axis=0)
         return [real, targets], targets
 
-    def _criticize(self, images, condition):
-        logits, class_logits = self.critic(images, training=True)
+    def _criticize(self, images, condition, training=True):
+        logits, class_logits = self.critic(images, training=training)
         return CriticOutput(
             [ops.cast(logits, "float32")],
             class_logits=ops.cast(class_logits, "float32"),
@@ -146,25 +151,33 @@ class AttributeGAN(BackendGAN):
         loss = adversarial + self.class_weight * class_loss
         return loss, {"class_loss": class_loss}
 
-    def _generator_loss(self, real, condition, fake, fake_condition, view):
-        of_fake = self._criticize(view(fake), fake_condition)
-        back = self.generator([fake, condition], training=True)
+    def _generator_loss(
+        self,
+        adversarial,
+        of_real,
+        of_fake,
+        real,
+        condition,
+        fake,
+        fake_condition,
+        training,
+    ):
+        back = self.generator([fake, condition], training=training)
         means = {
-            "generator_loss": self._adversarial_loss(of_fake.logits),
             "fake_class_loss": _cross_entropy(
                 fake_condition, of_fake.class_logits
             ),
             "cycle_loss": _difference(real, back),
         }
         loss = (
-            means["generator_loss"]
+            adversarial
             + self.class_weight * means["fake_class_loss"]
             + self.cycle_weight * means["cycle_loss"]
         )
         if self.identity_weight:
-            same = self.generator([real, condition], training=True)
+            same = self.generator([real, condition], training=training)
             means["identity_loss"] = _difference(real, same)
-            loss += self.identity_weight * means["identity_loss"]
+            loss = loss + self.identity_weight * means["identity_loss"]
         return loss, means
 
     def generate(self, images, attributes, batch_size=16):
@@ -191,8 +204,7 @@ class AttributeGAN(BackendGAN):
                 "Each image must have its attributes. Received: "
                 f"{len(images)} images and {len(attributes)} rows of attributes"
             )
-        if not np.all((attributes >= 0.0) & (attributes <= 1.0)):
-            raise ValueError(_RANGE_MESSAGE)
+        require_range(attributes, 0, 1, _RANGE_MESSAGE)
 
         def make_inputs(part):
             return [images[part], attributes[part]]
@@ -213,7 +225,7 @@ def _difference(a, b):
 
 
 def _cross_entropy(attributes, logits):
-    """Summed over the attributes, the mean over the images."""
+    """The sum over the attributes, and the mean over the images."""
     # Of logits x: softplus(x) - x where there is the attribute, softplus(x)
     # where not.
     return ops.mean(ops.sum(ops.softplus(logits) - attributes * logits, axis=1))

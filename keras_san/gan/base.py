@@ -1,34 +1,39 @@
 """The base of all GANs: networks, optimizers, and the order of a step."""
 
+import warnings
+
 import keras
 import numpy as np
-from keras import ops
 
-from keras_san import losses
+from keras_san import augmentation as augmentations
+from keras_san import losses, penalties
+from keras_san.callbacks.overfitting import Overfitting
 from keras_san.callbacks.stop_when_not_finite import StopWhenNotFinite
 from keras_san.checks import check_count
-from keras_san.differentiation import input_gradient, minimize
-from keras_san.kernel_normalization import hold_norms
+from keras_san.gan import optimizers
+from keras_san.gan.networks import check_network, copy_for_average
+from keras_san.gan.step import Step
 
 
-class BaseGAN(keras.Model):
+class BaseGAN(Step, keras.Model):
     """Everything about a GAN but its data and its backend.
 
     A kind of GAN adds
 
-    - `_unpack(data)`: the real images of a batch and their condition, which is
-      `None` if there is none;
+    - `_unpack(x, y)`: checks what `fit` is given, and returns the real images
+      of a batch and their condition, which is `None` if there is none;
     - `_generator_inputs(real, condition)`: the inputs of the generator, and
       the condition of the images that it makes from them;
-    - `_criticize(images, condition)`: the critic's output, a `CriticOutput`
-      with float32 logits; and
-    - if it likes, `_criticize_both`, `_make_view`, `_critic_loss` and
+    - `_criticize(images, condition, training)`: the critic's output, a
+      `CriticOutput` with float32 logits; and
+    - if it likes, `_check_values`, `_make_window`, `_critic_loss` and
       `_generator_loss`.
 
-    A backend adds `train_step`, which runs `self.step(data)`, and, where a
-    step runs on several replicas, `shard`. One that trains in several
-    processes also overrides `is_chief`. All have `_sample(inputs)`, which
-    makes one batch of images in this process alone.
+    A backend adds `train_step` and `test_step`, which run `self.step(data)`
+    and `self.measure(data)`, and, where a step runs on several replicas,
+    `shard`. One that trains in several processes also overrides `is_chief`.
+    All have `_sample(inputs)`, which makes one batch of images in this
+    process alone.
 
     Args:
         more_means: Strings, the names of further means to report.
@@ -41,44 +46,52 @@ class BaseGAN(keras.Model):
         loss="hinge",
         critic_steps=1,
         penalty=None,
+        augmentation=None,
+        joint=False,
         ema=None,
         seed=None,
         more_means=(),
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, network in (("generator", generator), ("critic", critic)):
-            if not isinstance(network, keras.Model) or not network.built:
-                raise ValueError(
-                    f"`{name}` must be a built `keras.Model`, as a functional "
-                    "model is, or a Sequential one with a `keras.Input`. "
-                    f"Received: {name}={network}"
-                )
+        check_network("generator", generator)
+        check_network("critic", critic)
         check_count("critic_steps", critic_steps)
-        if not (penalty is None or callable(penalty)):
+        if ema is not None and not (
+            isinstance(ema, (float, np.floating)) and 0.0 < ema < 1.0
+        ):
             raise ValueError(
-                "`penalty` must be None, or a callable such as "
-                "keras_san.losses.GradientPenalty(). "
-                f"Received: penalty={penalty!r}"
-            )
-        if ema is not None and not 0.0 < ema < 1.0:
-            raise ValueError(
-                "`ema` must be None or in (0, 1), as 0.999: the share of the "
-                "average that a step keeps. "
+                "`ema` must be None or in (0, 1), such as 0.999: the share of "
+                "the average that a step keeps. "
                 f"Received: ema={ema!r}"
+            )
+        self._sees_batch = any(
+            isinstance(layer, keras.layers.BatchNormalization)
+            for layer in critic._flatten_layers()
+        )
+        if joint and self._sees_batch:
+            raise ValueError(
+                "The statistics of batch normalization are to be those of "
+                "real or of generated images, not of both: pass joint=False. "
+                f"Received: joint={joint} with a critic that has such layers"
             )
         self.generator = generator
         self.critic = critic
         self.loss_function = losses.get(loss)
         self.critic_steps = critic_steps
-        self.penalty = penalty
+        self.penalties = penalties.get(penalty)
+        self.augmentation = augmentations.get(augmentation)
+        self.joint = joint
         self.ema = ema
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.averaged_generator = None
         if ema is not None:
-            self.averaged_generator = keras.models.clone_model(generator)
-            self.averaged_generator.trainable = False
-            self.averaged_generator.set_weights(generator.get_weights())
+            self.averaged_generator = copy_for_average(generator)
+        self._strength = []
+        if self.augmentation is not None:
+            self.augmentation.check(critic.inputs[0].shape)
+            more_means = [*more_means, *self.augmentation.means]
+            self._strength = self.augmentation.make_state(self.add_weight)
         self._means = [
             keras.metrics.Mean(name=name)
             for name in (
@@ -96,66 +109,66 @@ class BaseGAN(keras.Model):
         self.built = True
 
     def compile(
-        self, generator_optimizer=None, critic_optimizer=None, **kwargs
+        self,
+        generator_optimizer=None,
+        critic_optimizer=None,
+        run_eagerly=False,
+        jit_compile="auto",
+        steps_per_execution=1,
+        **kwargs,
     ):
         """Sets how both networks are trained.
 
         Args:
             generator_optimizer: A Keras optimizer or its name. By default
                 Adam with the paper's settings: a learning rate of 2e-4,
-                `beta_1=0.5`, `beta_2=0.9`. It is `self.optimizer`, too, and
-                so what Keras' callbacks act on.
-            critic_optimizer: The same for the critic.
-            **kwargs: `run_eagerly`, `jit_compile` and `steps_per_execution`,
-                as of `keras.Model.compile`.
+                `beta_1=0.5`, `beta_2=0.9`.
+            critic_optimizer: The same for the critic. Keras' callbacks, as
+                `LearningRateScheduler` and `SwapEMAWeights`, act on both (on
+                versions of Keras without `MultiOptimizer` on the generator's).
+            run_eagerly: As in `keras.Model.compile`.
+            jit_compile: As in `keras.Model.compile`.
+            steps_per_execution: As in `keras.Model.compile`.
+            **kwargs: Nothing else; a `loss`, say, is refused.
 
         Raises:
-            ValueError: if one optimizer object is given for both.
+            ValueError: if one optimizer object is given for both, or
+                something that a GAN has no use for.
         """
-        if generator_optimizer is not None and (
-            generator_optimizer is critic_optimizer
-        ):
+        if kwargs:
+            raise ValueError(
+                "A GAN is compiled with two optimizers. Its loss is an "
+                "argument of its constructor, and its metrics are in the logs "
+                "already, or come by callbacks.Evaluation. Received: "
+                + ", ".join(f"{name}={x!r}" for name, x in kwargs.items())
+            )
+        self.generator_optimizer = optimizers.make(
+            generator_optimizer, self.generator
+        )
+        if critic_optimizer is self.generator_optimizer:
             raise ValueError(
                 "Generator and critic need an optimizer each: one cannot "
                 "keep the moments of both. Received twice: "
-                f"{generator_optimizer}"
+                f"{critic_optimizer}"
             )
-        self.generator_optimizer = self._optimizer(
-            generator_optimizer, self.generator
-        )
-        self.critic_optimizer = self._optimizer(critic_optimizer, self.critic)
-        # Without an optimizer Keras would make one up. Loss scaling is taken
-        # care of above, for both.
+        self.critic_optimizer = optimizers.make(critic_optimizer, self.critic)
+        self._compile_arguments = {
+            "run_eagerly": run_eagerly,
+            "jit_compile": jit_compile,
+            "steps_per_execution": steps_per_execution,
+        }
+        # Loss scaling is taken care of by each of the two.
         super().compile(
-            optimizer=self.generator_optimizer, auto_scale_loss=False, **kwargs
+            optimizer=optimizers.BothOptimizers(
+                self.generator_optimizer, self.critic_optimizer
+            ),
+            auto_scale_loss=False,
+            **self._compile_arguments,
         )
-        self._compile_arguments = kwargs
-
-    def _optimizer(self, identifier, network):
-        if identifier is None:
-            identifier = keras.optimizers.Adam(2e-4, beta_1=0.5, beta_2=0.9)
-        optimizer = keras.optimizers.get(identifier)
-        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        if network.compute_dtype == "float16" and not scaled:
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        # Now, because a file can only restore variables that exist.
-        optimizer.build(network.trainable_variables)
-        return optimizer
 
     @property
     def metrics(self):
         return self._means
-
-    @property
-    def non_trainable_variables(self):
-        # Keras' JAX trainer carries the state of one optimizer. The other
-        # one travels with all that is not trained.
-        if self.critic_optimizer is None:
-            return super().non_trainable_variables
-        return [
-            *super().non_trainable_variables,
-            *self.critic_optimizer.variables,
-        ]
 
     def call(self, inputs, training=None):
         return self._sampler(inputs, training=training)
@@ -169,212 +182,91 @@ class BaseGAN(keras.Model):
         """`True` in the one process that should write files."""
         return True
 
-    def fit(self, *args, callbacks=None, **kwargs):
+    def fit(self, x=None, y=None, *args, callbacks=None, **kwargs):
         """`keras.Model.fit`, which also stops once the training diverges.
 
         Args:
-            *args: Arrays or a dataset of what the class trains on. A batch
-                holds the images of `critic_steps` updates of the critic.
+            x: Arrays or a dataset of what the class trains on. A batch holds
+                the images of `critic_steps` updates of the critic; one with
+                fewer gives some of them to several updates.
+            y: As in `keras.Model.fit`, the condition of the images.
+            *args: As those of `keras.Model.fit`.
             callbacks: List of Keras callbacks.
             **kwargs: As those of `keras.Model.fit`.
 
         Returns:
             A Keras `History` of the means of each epoch: `critic_loss`,
-            `generator_loss` (both adversarial), `loss` (what both
-            networks minimize, in sum), `real_logit` and `fake_logit` (what
-            the critic says of real and generated images). Those of the
-            critic are of the last of its `critic_steps`.
+            `generator_loss` (both adversarial), `loss` (those of both
+            networks with their other parts, but for penalties and the losses
+            of layers), `real_logit` and `fake_logit` (the critic's logits of
+            real and generated images). Those of the critic are of the last
+            of its `critic_steps`. With `validation_data` the same with
+            `val_`, and `overfitting`: how far the logits of these images are
+            from those of the training towards those of generated ones, from
+            0 to 1 (r_v of [Karras et al.,
+            2020](https://arxiv.org/abs/2006.06676), Eq. 1).
 
         Raises:
-            ValueError: if images do not fit the networks, or a norm is NaN
-                or infinite (at the step where it happens, or, where a
-                compiled step cannot raise, at the end of the epoch), or, at
-                the end of an epoch, any weight or the loss.
-            NotImplementedError: on PyTorch.
+            ValueError: if images or conditions do not fit the networks, or a
+                norm is NaN or infinite (at the step where it happens, or,
+                where a compiled step cannot raise, at the end of the epoch),
+                or, at the end of an epoch, any weight or the loss.
         """
-        if keras.config.backend() == "torch":
-            raise NotImplementedError(
-                "A GAN trains on TensorFlow and JAX. For those of its layers "
-                "that you train in a loop of your own see "
-                "`keras_san.hold_norms`. Received: the Keras backend "
-                f"{keras.config.backend()}"
-            )
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            # First: what has diverged is not to replace a checkpoint.
-            callbacks = [StopWhenNotFinite(), *(callbacks or [])]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
-
-    def step(self, data):
-        """One update of the generator, after those of the critic.
-
-        Returns:
-            A dict of scalars, the means since the epoch began.
-        """
-        # An uncompiled step gets arrays, which Keras does not mix with tensors.
-        data = keras.tree.map_structure(
-            lambda x: None if x is None else ops.convert_to_tensor(x), data
-        )
-        all_real, all_conditions = self._unpack(data)
-        size = all_real.shape[0]
-        if size is not None and size < self.critic_steps:
-            raise ValueError(self.small_batch_message(f"a batch of {size}"))
-        batch_size = ops.shape(all_real)[0] // self.critic_steps
-        for i in range(self.critic_steps):
-            part = slice(i * batch_size, (i + 1) * batch_size)
-            real = all_real[part]
-            condition = None
-            if all_conditions is not None:
-                condition = all_conditions[part]
-            critic_means = self._critic_step(real, condition)
-        generator_means = self._generator_step(real, condition)
-        if self.ema is not None:
-            self._average()
-        values = {**generator_means, **critic_means}
-        values["loss"] = critic_means["loss"] + generator_means["loss"]
-        for mean in self._means:
-            mean.update_state(values[mean.name])
-        return {mean.name: mean.result() for mean in self._means}
-
-    def _state_variables(self):
-        """All variables of a step, in the groups that Keras has on JAX."""
-        return (
-            self.trainable_variables,
-            self.non_trainable_variables,
-            self.optimizer.variables,
-            self.metrics_variables,
-        )
-
-    def _all_variables(self):
-        return [v for group in self._state_variables() for v in group]
-
-    def _critic_step(self, real, condition):
-        inputs, fake_condition = self._generator_inputs(real, condition)
-        view = self._make_view()
-        real = view(real)
-        fake = view(self.generator(inputs, training=True))
-
-        def compute_loss():
-            of_real, of_fake, layer_losses = self._criticize_both(
-                real, condition, fake, fake_condition
-            )
-            adversarial = _mean(
-                map(self.loss_function.critic, of_real.logits, of_fake.logits)
-            )
-            loss, means = self._critic_loss(adversarial, of_real, condition)
-            means = {
-                "loss": loss,
-                "critic_loss": adversarial,
-                "real_logit": _mean(map(ops.mean, of_real.logits)),
-                "fake_logit": _mean(map(ops.mean, of_fake.logits)),
-                **means,
-            }
-            loss += layer_losses
-            if self.penalty is not None:
-                # This pass sees the weights that the others have seen.
-                with hold_norms():
-                    loss += self._penalize(real, fake, condition)
-            return loss, means
-
-        return minimize(
-            compute_loss,
-            self.critic_optimizer,
-            self.critic.trainable_variables,
-            self._all_variables(),
-        )
-
-    def _criticize_both(self, real, condition, fake, fake_condition):
-        """The critic's outputs for both, and the losses of its layers."""
-        of_real = self._criticize(real, condition)
-        layer_losses = sum(self.critic.losses)
-        # The second pass sees the weights that the first has seen.
-        with hold_norms():
-            of_fake = self._criticize(fake, fake_condition)
-        layer_losses = (layer_losses + sum(self.critic.losses)) / 2.0
-        return of_real, of_fake, layer_losses
-
-    def _penalize(self, real, fake, condition):
-        def score(images):
-            return sum(map(ops.sum, self._criticize(images, condition).logits))
-
-        def gradient(images):
-            return input_gradient(score, images, self._all_variables())
-
-        def shares(n):
-            return keras.random.uniform((n, 1, 1, 1), seed=self.seed_generator)
-
-        share = self.shard(shares, ops.shape(real)[0])
-        real, fake = (ops.cast(x, "float32") for x in (real, fake))
-        return self.penalty(gradient, real, fake, share)
-
-    def _generator_step(self, real, condition):
-        inputs, fake_condition = self._generator_inputs(real, condition)
-        view = self._make_view()
-
-        def compute_loss():
-            fake = self.generator(inputs, training=True)
-            # The critic as it was trained, and one generator in all passes.
-            with hold_norms():
-                loss, means = self._generator_loss(
-                    real, condition, fake, fake_condition, view
+        for name in ("generator", "critic"):
+            if not getattr(self, name).trainable_variables:
+                warnings.warn(
+                    f"No weight of the {name} is trainable, so it stays what "
+                    f"it is: set `gan.{name}.trainable = True` and compile "
+                    "again to train it.",
+                    stacklevel=2,
                 )
-            return loss + sum(self.generator.losses), {"loss": loss, **means}
+        if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+            # Before a compiled step, which may not be able to raise.
+            self._check_values(x, y)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            if callbacks is None:
+                callbacks = []
+            elif not isinstance(callbacks, (list, tuple)):
+                callbacks = [callbacks]
+            # First: what has diverged is not to replace a checkpoint.
+            callbacks = [StopWhenNotFinite(), Overfitting(), *callbacks]
+        return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
 
-        return minimize(
-            compute_loss,
-            self.generator_optimizer,
-            self.generator.trainable_variables,
-            self._all_variables(),
-        )
+    def evaluate(self, *args, **kwargs):
+        """`keras.Model.evaluate`: the means of `fit`, without an update.
 
-    def shard(self, make, batch_size):
-        """The part of this replica of `make(n)`, drawn for all replicas."""
-        return make(batch_size)
-
-    def _make_view(self):
-        """A function from images to the part of them that the critic sees."""
-        return lambda images: images
-
-    def _critic_loss(self, adversarial, of_real, condition):
-        """The loss of the critic, and further means to report, by name.
+        Networks run as in inference, without penalty and augmentation, and
+        the random state of the training is not touched.
 
         Args:
-            adversarial: Scalar.
-            of_real: The `CriticOutput` of real images.
-            condition: That of the real images.
+            *args: As those of `keras.Model.evaluate`.
+            **kwargs: As those of `keras.Model.evaluate`.
+
+        Returns:
+            A list of means, or with `return_dict=True` a dict.
         """
-        return adversarial, {}
+        state = np.array(self.seed_generator.state.numpy())
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self.seed_generator.state.assign(state)
 
-    def _generator_loss(self, real, condition, fake, fake_condition, view):
-        """The loss of the generator, and the means to report, by name."""
-        logits = self._criticize(view(fake), fake_condition).logits
-        adversarial = self._adversarial_loss(logits)
-        return adversarial, {"generator_loss": adversarial}
+    def train_step(self, data):
+        return self.step(data)
 
-    def _adversarial_loss(self, logits):
-        """The generator's, the mean over the critic's scales."""
-        return _mean(map(self.loss_function.generator, logits))
-
-    def _average(self):
-        # At first the average follows fast: it forgets the untrained weights.
-        step = ops.cast(self.generator_optimizer.iterations, "float32")
-        decay = ops.minimum(self.ema, (1.0 + step) / (10.0 + step))
-        for average, weight in zip(
-            self.averaged_generator.weights, self.generator.weights
-        ):
-            if keras.backend.is_float_dtype(weight.dtype):
-                average.assign(weight + decay * (average - weight))
-            else:  # A counter, say, of a normalized layer.
-                average.assign(weight)
-
-    def small_batch_message(self, batch):
-        return (
-            "A batch holds the images of all updates of the critic, so none, "
-            "not even the last, can be smaller than their number. Received: "
-            f"{batch} with critic_steps={self.critic_steps}"
-        )
+    def test_step(self, data):
+        return self.measure(data)
 
     def _generate(self, make_inputs, count, batch_size):
         """Images in batches, `make_inputs(part)` the inputs of a slice."""
+        check_count("batch_size", batch_size)
+        if count == 0:
+            shapes = keras.tree.map_structure(
+                lambda x: x.shape, make_inputs(slice(0, 0))
+            )
+            return np.zeros(
+                self._sampler.compute_output_shape(shapes), "float32"
+            )
         return np.concatenate(
             [
                 self._sample(make_inputs(slice(start, start + batch_size)))
@@ -393,17 +285,23 @@ class BaseGAN(keras.Model):
             "critic": serialize(self.critic),
             "loss": serialize(self.loss_function),
             "critic_steps": self.critic_steps,
-            "penalty": serialize(self.penalty),
+            "penalty": [serialize(penalty) for penalty in self.penalties],
+            "augmentation": serialize(self.augmentation),
+            "joint": self.joint,
             "ema": self.ema,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        for name in ("generator", "critic", "penalty"):
-            config[name] = keras.saving.deserialize_keras_object(
-                config[name], custom_objects=custom_objects
+        def deserialize(x):
+            return keras.saving.deserialize_keras_object(
+                x, custom_objects=custom_objects
             )
+
+        config = dict(config)
+        for name in ("generator", "critic", "augmentation"):
+            config[name] = deserialize(config[name])
+        config["penalty"] = [deserialize(x) for x in config["penalty"]]
         return cls(**config)
 
     def get_compile_config(self):
@@ -428,44 +326,11 @@ class BaseGAN(keras.Model):
     # training would draw other latents.
 
     def save_own_variables(self, store):
-        super().save_own_variables(store)
+        for index, variable in enumerate(self._strength):
+            store[f"augmentation_{index}"] = variable
         store["seed"] = self.seed_generator.state
 
     def load_own_variables(self, store):
+        for index, variable in enumerate(self._strength):
+            variable.assign(store[f"augmentation_{index}"])
         self.seed_generator.state.assign(store["seed"])
-
-
-def check_takes_images_of(generator, critic):
-    """Raises a `ValueError` unless a critic takes what a generator makes."""
-    made, taken = generator.output_shape, tuple(critic.inputs[0].shape)
-    if len(made) != len(taken) or any(
-        a != b for a, b in zip(made[1:], taken[1:]) if None not in (a, b)
-    ):
-        raise ValueError(
-            "The critic must take the images that the generator makes. "
-            f"Received: a generator with output_shape={made}, a critic with "
-            f"input_shape={critic.input_shape}"
-        )
-
-
-def check_fit(name, value, expected):
-    """Raises a `ValueError` unless an input of a network takes an array.
-
-    Args:
-        name: String, what the array is.
-        value: Array or tensor `(batch, ...)`.
-        expected: That input, a `keras.KerasTensor`.
-    """
-    shape, expected = tuple(value.shape), tuple(expected.shape)
-    if len(shape) != len(expected) or any(
-        a != b for a, b in zip(shape[1:], expected[1:]) if None not in (a, b)
-    ):
-        raise ValueError(
-            f"The {name} do not fit the network, which takes {expected}. "
-            f"Received: {name} of shape {shape}"
-        )
-
-
-def _mean(values):
-    values = list(values)
-    return sum(values) / len(values)

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_san.checks import check_count, require_range
 from keras_san.critic_output import CriticOutput
 from keras_san.gan.backend import BackendGAN
-from keras_san.gan.base import check_takes_images_of
+from keras_san.gan.networks import check_takes_images_of, with_shape
 
 
 @keras.saving.register_keras_serializable("keras_san")
@@ -15,8 +16,7 @@ class GAN(BackendGAN):
 
     One step updates the critic `critic_steps` times, each on its own part of
     the batch, then the generator once. Norms are measured once for each
-    update of the critic. The backends TensorFlow and JAX train; on PyTorch
-    the layers work, and `fit` raises.
+    update of the critic.
 
     To train on several devices, build and compile it inside of the `scope()`
     of a `tf.distribute` strategy, mirrored or multi-worker, or on JAX after
@@ -33,15 +33,22 @@ class GAN(BackendGAN):
             `(batch, latent_dim)`, standard normal, to images
             `(batch, height, width, channels)`; with `num_classes`, from
             `[latents, labels]`, labels of shape `(batch,)`.
-        critic: A built `keras.Model` from images to one logit each; with
-            `num_classes`, from `[images, labels]`.
+        critic: A built `keras.Model` from images to one logit each, or to one
+            for each of its parts, `(batch, ..., 1)`; with `num_classes`, from
+            `[images, labels]`.
         latent_dim: Int.
         loss: What `keras_san.losses.get` takes: `"hinge"`, `"wasserstein"`,
-            `"non_saturating"`, or an object.
+            `"non_saturating"`, `"relativistic"`, or an object.
         critic_steps: Int >= 1, updates of the critic for one of the
             generator. A batch of `fit` is divided among them.
-        penalty: `None`, or what is added to the critic's loss, as
-            `keras_san.losses.GradientPenalty()`.
+        penalty: `None`, or what is added to the critic's loss, an object of
+            `keras_san.penalties` or a list of them, as `[R1(0.1), R2(0.1)]`.
+        augmentation: `None`, or how the critic is shown real and generated
+            images, what `keras_san.augmentation.get` takes.
+        joint: Boolean. Whether the critic gets real and generated images in
+            one batch, not one after the other. That is faster on large
+            devices, and takes the memory of both. A critic with batch
+            normalization does not allow it.
         ema: `None`, or a float in (0, 1), as 0.999: the decay of an average of
             the generator's weights, from which `generate` then draws. The
             decay is at most `(1 + step) / (10 + step)`, so that the average
@@ -74,6 +81,8 @@ class GAN(BackendGAN):
         loss="hinge",
         critic_steps=1,
         penalty=None,
+        augmentation=None,
+        joint=False,
         ema=None,
         num_classes=None,
         seed=None,
@@ -85,6 +94,8 @@ class GAN(BackendGAN):
             loss=loss,
             critic_steps=critic_steps,
             penalty=penalty,
+            augmentation=augmentation,
+            joint=joint,
             ema=ema,
             seed=seed,
             **kwargs,
@@ -93,21 +104,23 @@ class GAN(BackendGAN):
         self.latent_dim = latent_dim
         self.num_classes = num_classes
 
-    def _unpack(self, data):
-        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        expected = tuple(self.generator.output_shape[1:])
-        if tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                "The images do not have the size that the generator makes: "
-                f"{expected}. Resize them, or build the networks for them. "
-                f"Received: images of shape {tuple(images.shape)}"
-            )
-        if self.num_classes is not None and labels is None:
+    def _check_values(self, x, y):
+        if self.num_classes is not None and y is not None:
+            highest = self.num_classes - 1
+            message = f"Labels must be ints from 0 to {highest}."
+            return require_range(y, 0, highest, message)
+        return None
+
+    def _unpack(self, images, labels):
+        images = with_shape("images", images, self.generator.output_shape)
+        if self.num_classes is None:
+            return images, None
+        if labels is None:
             raise ValueError(
                 "A class-conditional GAN trains on pairs (images, labels). "
                 f"Received: no labels, with num_classes={self.num_classes}"
             )
-        return images, labels
+        return images, with_shape("labels", labels, (None,))
 
     def _generator_inputs(self, real, condition):
         batch_size = ops.shape(real)[0]
@@ -128,9 +141,9 @@ class GAN(BackendGAN):
         labels = self.shard(draw_labels, batch_size)
         return [latents, labels], labels
 
-    def _criticize(self, images, condition):
+    def _criticize(self, images, condition, training=True):
         inputs = images if self.num_classes is None else [images, condition]
-        logits = self.critic(inputs, training=True)
+        logits = self.critic(inputs, training=training)
         return CriticOutput([ops.cast(logits, "float32")])
 
     def generate(self, num_images, labels=None, seed=None, batch_size=64):
@@ -155,6 +168,7 @@ class GAN(BackendGAN):
         Raises:
             ValueError: if `labels` do not fit.
         """
+        check_count("num_images", num_images, least=0)
         rng = np.random.default_rng(seed)
         size = (num_images, self.latent_dim)
         latents = rng.standard_normal(size, dtype="float32")
@@ -211,3 +225,9 @@ def _check_networks(generator, critic, latent_dim, num_classes):
             f"input_shape={generator.input_shape}"
         )
     check_takes_images_of(generator, critic)
+    shapes = [tuple(x.shape) for x in critic.outputs]
+    if len(shapes) != 1 or len(shapes[0]) > 1 and shapes[0][-1] != 1:
+        raise ValueError(
+            "The critic must put out one logit for each image, `(batch, 1)`, "
+            f"or for each part, `(batch, ..., 1)`. Received: {shapes}"
+        )

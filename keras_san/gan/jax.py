@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import keras
 import numpy as np
 
 from keras_san.differentiation import as_pure_function
@@ -15,6 +16,32 @@ class JAXGAN(BaseGAN):
     def train_step(self, state, data):
         groups = self._state_variables()
         return as_pure_function(self.step, groups)(state, data)
+
+    def test_step(self, state, data):
+        trained, others, _, means = self._state_variables()
+        groups = trained, others, means
+        return as_pure_function(self.measure, groups)(state, data)
+
+    # A compiled step cannot raise, so values are checked before.
+
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            self.train_function = self._checking(self.train_function)
+
+    def make_test_function(self, force=False):
+        if self.test_function is None or force:
+            super().make_test_function(force)
+            self.test_function = self._checking(self.test_function)
+
+    def _checking(self, function):
+        def batches(iterator):
+            for data in iterator:
+                x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+                self._check_values(x, y)
+                yield data
+
+        return lambda state, iterator: function(state, batches(iterator))
 
     @property
     def is_chief(self):

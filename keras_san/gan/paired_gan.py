@@ -1,21 +1,21 @@
-"""The GAN that makes images from images, and knows what they should be."""
+"""The GAN that makes images from images, with targets for them."""
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_san import losses
-from keras_san.checks import check_positive
+from keras_san.checks import check_positive, require_range
 from keras_san.critic_output import CriticOutput, of_scales
 from keras_san.gan.backend import BackendGAN
-from keras_san.gan.base import check_fit
+from keras_san.gan.networks import check_fit, is_float
 
 _FEATURE_MATCHING = "feature_matching_loss"
 
 
 @keras.saving.register_keras_serializable("keras_san")
 class PairedGAN(BackendGAN):
-    """A generator from images to images, which trains on pairs with `fit`.
+    """A GAN from images to images, which trains on pairs with `fit`.
 
     The generator minimizes `adversarial_weight` times the adversarial loss
     plus each of the content losses times its weight. All else is as with
@@ -49,9 +49,11 @@ class PairedGAN(BackendGAN):
             devices, takes the memory of both, and makes a difference for a
             critic with batch normalization.
         loss: What `keras_san.losses.get` takes.
-        critic_steps: As of `keras_san.GAN`.
-        penalty: As of `keras_san.GAN`.
-        ema: As of `keras_san.GAN`.
+        critic_steps: As in `keras_san.GAN`.
+        penalty: As in `keras_san.GAN`.
+        augmentation: As in `keras_san.GAN`. A critic with two inputs can be
+            shown other colours only.
+        ema: As in `keras_san.GAN`.
         seed: Int for the windows.
         **kwargs: As those of `keras.Model`.
 
@@ -88,6 +90,7 @@ class PairedGAN(BackendGAN):
         loss="hinge",
         critic_steps=1,
         penalty=None,
+        augmentation=None,
         ema=None,
         seed=None,
         **kwargs,
@@ -109,6 +112,8 @@ class PairedGAN(BackendGAN):
             loss=loss,
             critic_steps=critic_steps,
             penalty=penalty,
+            augmentation=augmentation,
+            joint=joint,
             ema=ema,
             seed=seed,
             more_means=names,
@@ -122,10 +127,19 @@ class PairedGAN(BackendGAN):
                 f"feature_matching={feature_matching} with a critic that puts "
                 f"out {critic.output_shape}"
             )
+        if (
+            self.augmentation is not None
+            and len(critic.inputs) == 2
+            and self.augmentation.policy != ["color"]
+        ):
+            raise ValueError(
+                "A critic that also sees the inputs of the generator would be "
+                "shown images that no longer fit them: augment by 'color' "
+                f"only. Received: augmentation={self.augmentation.policy}"
+            )
         self.content_losses = content_losses
         self.adversarial_weight = adversarial_weight
         self.feature_matching = feature_matching
-        self.joint = joint
 
     @property
     def non_trainable_variables(self):
@@ -141,14 +155,21 @@ class PairedGAN(BackendGAN):
             *(v for network in networks for v in network.variables),
         ]
 
-    def _unpack(self, data):
-        inputs, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+    def _check_values(self, x, y):
+        check_fit("inputs", x, self.generator.inputs[0])
+        if not is_float(x):
+            return require_range(
+                *(x, 0, 1),
+                "Inputs that are no floats must be one-hot maps, of 0 and 1.",
+            )
+        return None
+
+    def _unpack(self, inputs, targets):
         if targets is None:
             raise ValueError(
                 "A paired GAN trains on pairs (inputs, targets) of images. "
                 "Received: no targets"
             )
-        check_fit("inputs", inputs, self.generator.inputs[0])
         if None in inputs.shape[1:] or None in targets.shape[1:]:
             raise ValueError(
                 "A batch must have images of one known size: crop them, and "
@@ -173,9 +194,7 @@ class PairedGAN(BackendGAN):
             )
         if self._critic_sees_inputs:
             check_fit("targets", targets, self.critic.inputs[0])
-        if not keras.backend.is_float_dtype(
-            keras.backend.standardize_dtype(inputs.dtype)
-        ):
+        if not is_float(inputs):
             # One-hot maps, which take a quarter of the memory as bytes.
             inputs = ops.cast(inputs, "float32")
         return targets, inputs
@@ -187,9 +206,9 @@ class PairedGAN(BackendGAN):
     def _critic_sees_inputs(self):
         return len(self.critic.inputs) == 2
 
-    def _criticize(self, images, condition):
+    def _criticize(self, images, condition, training=True):
         inputs = [images, condition] if self._critic_sees_inputs else images
-        outputs = self.critic(inputs, training=True)
+        outputs = self.critic(inputs, training=training)
         if len(self.critic.outputs) > 1:
             # Keras takes the list of a single scale for the outputs.
             outputs = keras.tree.pack_sequence_as(
@@ -198,31 +217,10 @@ class PairedGAN(BackendGAN):
         logits, features, _ = of_scales(outputs)
         return CriticOutput([ops.cast(x, "float32") for x in logits], features)
 
-    def _criticize_both(self, real, condition, fake, fake_condition):
-        if not self.joint:
-            return super()._criticize_both(
-                real, condition, fake, fake_condition
-            )
-        images, conditions = (
-            ops.concatenate([ops.cast(b, a.dtype), a])
-            for a, b in ((fake, real), (fake_condition, condition))
-        )
-        logits, features, _ = self._criticize(images, conditions)
-        size = ops.shape(fake)[0]
-        of_real, of_fake = (
-            CriticOutput(
-                *keras.tree.map_structure(
-                    lambda x, part=part: x[part], [logits, features]
-                )
-            )
-            for part in (slice(0, size), slice(size, None))
-        )
-        return of_real, of_fake, sum(self.critic.losses)
-
-    def _make_view(self):
+    def _make_window(self):
         window = _first(self.critic.input_shape)[1:3]
         if None in window or self._critic_sees_inputs:
-            return lambda images: images
+            return super()._make_window()
         place = keras.random.uniform((2,), seed=self.seed_generator)
 
         def view(images):
@@ -243,25 +241,33 @@ class PairedGAN(BackendGAN):
 
         return view
 
-    def _generator_loss(self, real, condition, fake, fake_condition, view):
+    @property
+    def _generator_needs_real(self):
+        return super()._generator_needs_real or self.feature_matching > 0
+
+    def _generator_loss(
+        self,
+        adversarial,
+        of_real,
+        of_fake,
+        real,
+        condition,
+        fake,
+        fake_condition,
+        training,
+    ):
         means = {}
+        loss = self.adversarial_weight * adversarial
         if self.feature_matching:
-            of_real, of_fake, _ = self._criticize_both(
-                view(real), condition, view(fake), fake_condition
-            )
-            means[_FEATURE_MATCHING] = losses.feature_matching(
+            matching = losses.feature_matching(
                 of_real.features, of_fake.features
             )
-        else:
-            of_fake = self._criticize(view(fake), fake_condition)
-        means["generator_loss"] = self._adversarial_loss(of_fake.logits)
-        loss = self.adversarial_weight * means["generator_loss"]
-        if self.feature_matching:
-            loss += self.feature_matching * means[_FEATURE_MATCHING]
+            means[_FEATURE_MATCHING] = matching
+            loss = loss + self.feature_matching * matching
         for content_loss in self.content_losses:
             value = content_loss(real, fake)
             means[content_loss.name] = value
-            loss += content_loss.weight * value
+            loss = loss + content_loss.weight * value
         return loss, means
 
     def generate(self, images, batch_size=16):
@@ -289,7 +295,6 @@ class PairedGAN(BackendGAN):
             "content_losses": [serialize(x) for x in self.content_losses],
             "adversarial_weight": self.adversarial_weight,
             "feature_matching": self.feature_matching,
-            "joint": self.joint,
         }
 
     @classmethod

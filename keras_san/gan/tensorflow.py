@@ -1,5 +1,6 @@
 """Steps of a GAN on TensorFlow."""
 
+import contextlib
 import functools
 import re
 
@@ -11,27 +12,36 @@ from keras_san.gan.base import BaseGAN
 class TensorFlowGAN(BaseGAN):
     """A GAN whose replicas are those of `tf.distribute`."""
 
-    def fit(self, *args, **kwargs):
-        try:
-            return super().fit(*args, **kwargs)
-        except tf.errors.InvalidArgumentError as error:
-            # What `checks.require` says, without pages about the graph.
-            found = re.search(r"assertion failed: \[(.*)\]", str(error))
-            if found is None:
-                raise
-            raise ValueError(found[1]) from error
+    def fit(self, x=None, y=None, *args, **kwargs):
+        self._forget_other_sizes(x, y, kwargs.get("validation_data"))
+        with _plain_errors():
+            return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        if "_use_cached_eval_dataset" not in kwargs:  # Not in `fit`.
+            self._forget_other_sizes(x, y)
+        with _plain_errors():
+            return super().evaluate(x, y, *args, **kwargs)
+
+    def _forget_other_sizes(self, *data):
+        """Has steps traced anew for images of another size.
+
+        TensorFlow would take both sizes for one that is not known.
+        """
+        sizes = [_sizes(x) for x in data]
+        if sizes != self._sizes:
+            self._sizes = sizes
+            self.train_function = self.test_function = None
+
+    _sizes = None
 
     def train_step(self, data):
-        images = tf.nest.flatten(data)[0]
-        if images.shape[0] is None:
-            # Before anything else, which may fail on no images in other ways.
-            check = tf.debugging.Assert(
-                tf.shape(images)[0] >= self.critic_steps,
-                [self.small_batch_message("a smaller batch")],
-            )
-            with tf.control_dependencies([check]):
-                data = tf.nest.map_structure(tf.identity, data)
-        logs = self.step(data)
+        return self._as_keras_wants(self.step(data))
+
+    def test_step(self, data):
+        return self._as_keras_wants(self.measure(data))
+
+    def _as_keras_wants(self, logs):
         if self._has_other_workers:
             # Keras then takes the mean of what a step returns over its first
             # axis, too, and fails where there is none.
@@ -71,6 +81,10 @@ class TensorFlowGAN(BaseGAN):
         start = replica.replica_id_in_sync_group * batch_size
         return make(batch_size * count)[start : start + batch_size]
 
+    def _size_of_all(self, images):
+        count = self.distribute_strategy.num_replicas_in_sync
+        return count * super()._size_of_all(images)
+
     # Not `predict`: its data are divided among all workers, which wait for
     # each other.
     def _sample(self, inputs):
@@ -89,3 +103,24 @@ class TensorFlowGAN(BaseGAN):
 
         # An attribute that is a `tf.function` would end up in SavedModels.
         return lambda inputs: run(inputs)
+
+
+@contextlib.contextmanager
+def _plain_errors():
+    """Raises a `ValueError` of `checks.require` without pages of a graph."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"assertion failed: \[(.*)\]", str(error))
+        if found is None:
+            raise
+        raise ValueError(found[1].replace("] [", " ")) from error
+
+
+def _sizes(data):
+    """The shapes of data without those of batches, as far as known."""
+    spec = getattr(data, "element_spec", data)
+    return [
+        tuple(x.shape)[1:] if getattr(x, "shape", None) else type(x)
+        for x in tf.nest.flatten(spec)
+    ]

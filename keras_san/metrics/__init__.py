@@ -1,4 +1,4 @@
-"""Metrics: how good images are."""
+"""Metrics of generated images."""
 
 from keras_san.metrics import extractors, image_quality
 from keras_san.metrics.generative import (

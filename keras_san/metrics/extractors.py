@@ -1,9 +1,9 @@
-"""Classifiers that the metrics see images through.
+"""Classifiers whose features and logits the metrics compare.
 
 An extractor is a callable from images to a pair of float arrays, features
-`(n, d)` and logits `(n, classes)`. Values compare under one extractor only,
-so it has a `name`, and a `label` with which the names of its values begin in
-logs; that of the Inception network is empty.
+`(n, d)` and logits `(n, classes)`. Values of different extractors cannot be
+compared, so each has a `name`, and a `label` that begins the names of its
+values in logs; the label of the Inception network is empty.
 """
 
 import os
@@ -19,22 +19,22 @@ INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 
 
 class KerasExtractor:
-    """Any Keras classifier with a layer of features and one of logits.
+    """An extractor made of a Keras classifier.
 
-    Its numbers are labelled `judge_`: they do not compare with published
+    Its values are labelled `judge_`: they cannot be compared with published
     ones.
 
     Args:
         model: A Keras model, or the path of one, which takes images
             `(n, height, width, channels)` in [-1, 1].
-        features: String, the layer whose output `(n, d)` FID and KID see.
+        features: String, the layer whose output `(n, d)` FID and KID use.
         logits: String, the layer whose output `(n, classes)`, before any
-            softmax, the Inception score sees.
-        batch_size: Int, how many images it sees at once.
+            softmax, the Inception score uses.
+        batch_size: Int, how many images it takes at once.
 
     Raises:
-        ValueError: if there is no such file or layer, or a layer puts out
-            something else.
+        ValueError: if there is no such file or layer, or the output of a
+            layer has another shape.
     """
 
     label = "judge_"
@@ -49,8 +49,8 @@ class KerasExtractor:
         for name in (features, logits):
             if name not in [layer.name for layer in model.layers]:
                 raise ValueError(
-                    f"The extractor has no layer named {name!r}. Name its "
-                    "layers of features and logits: KerasExtractor(model, "
+                    f"The extractor has no layer named {name!r}. Pass the "
+                    "names of its layers: KerasExtractor(model, "
                     "features=..., logits=...). Received: a model with the "
                     f"layers {[layer.name for layer in model.layers]}"
                 )
@@ -64,7 +64,7 @@ class KerasExtractor:
         if any(len(output.shape) != 2 for output in outputs):
             raise ValueError(
                 "Features and logits must have the shape (n, number of them): "
-                "take the layer behind the pooling. Received: outputs of the "
+                "take a layer after the pooling. Received: outputs of the "
                 f"shapes {[tuple(output.shape) for output in outputs]}"
             )
         layer = model.get_layer(logits)
@@ -73,15 +73,15 @@ class KerasExtractor:
             activation is keras.activations.softmax
         ):
             raise ValueError(
-                "The Inception score needs logits, and would take a softmax "
-                "of its output again. Name the layer before the softmax, or "
-                f"build the layer without. Received: logits={logits!r}"
+                "The Inception score needs logits, of which it takes a "
+                "softmax itself. Name the layer before the softmax, or build "
+                f"the layer without it. Received: logits={logits!r}"
             )
         self.batch_size = batch_size
         self.model = keras.Model(model.inputs[0], outputs)
 
     def __call__(self, images):
-        """Images, as `to_levels` takes them, to `(features, logits)`."""
+        """The `(features, logits)` of images as `to_levels` takes them."""
         height, width, channels = self.model.input_shape[1:]
 
         def extract(batch):
@@ -102,12 +102,12 @@ class InceptionExtractor:
         path: String, a folder that holds a copy of the module
             (`saved_model.pb` is in it), or `None` to download it, unless it
             is in Keras' cache.
-        batch_size: Int, how many images it sees at once.
+        batch_size: Int, how many images it takes at once.
         file_hash: String, the MD5 or SHA-256 that the downloaded archive must
             have, or `None` not to check it: none is published.
 
     Raises:
-        ValueError: if the module cannot be had.
+        ValueError: if the module cannot be downloaded or loaded.
     """
 
     label = ""
@@ -123,14 +123,14 @@ class InceptionExtractor:
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                "The Inception network cannot be loaded. Pass the folder of "
-                f"a copy of {INCEPTION}, download it where there is a network, "
+                "The Inception network cannot be loaded. Connect to the "
+                f"internet, pass the folder of a copy of {INCEPTION}, "
                 "or pass a Keras classifier of your own. "
                 f"Received: path={path!r} ({type(error).__name__}: {reason})"
             ) from error
 
     def __call__(self, images):
-        """Images, as `to_levels` takes them, to `(features, logits)`."""
+        """The `(features, logits)` of images as `to_levels` takes them."""
         import tensorflow as tf
 
         def extract(batch):
@@ -148,20 +148,20 @@ class InceptionExtractor:
 
 
 class Tiles:
-    """Lets an extractor see the tiles of images, each as an image.
+    """An extractor that takes the tiles of images for images.
 
-    Of few large images that makes samples enough for a covariance, and it
-    looks at texture rather than at layout. Numbers are labelled `tiles32_`
-    and so on: they compare at one size of tiles and images only.
+    A few large images then make enough samples for a covariance, which tell
+    of texture rather than of layout. Values are labelled `tiles32_` and so
+    on: compare them only at equal sizes of tiles and of images.
 
     Args:
         extractor: What `get` takes.
-        size: Int >= 1, the height and width of a tile. What is left over at
-            the lower and right edges of an image is not seen.
+        size: Int >= 1, the height and width of a tile. Pixels left over at
+            the lower and right edges of an image are not used.
 
     Raises:
-        ValueError: if it is no extractor, or the size is below 1; when
-            called, if an image is smaller than a tile.
+        ValueError: for an unknown extractor, or a size below 1; when called,
+            for an image smaller than a tile.
     """
 
     def __init__(self, extractor, size):
@@ -173,7 +173,7 @@ class Tiles:
         self.name = getattr(self.extractor, "name", "custom")
 
     def __call__(self, images):
-        """Images, as the extractor takes them, to `(features, logits)`."""
+        """The `(features, logits)` of images as the extractor takes them."""
         images, size = np.asarray(images), self.size
         count, height, width, channels = images.shape
         rows, columns = height // size, width // size
@@ -189,7 +189,7 @@ class Tiles:
 
 
 def to_levels(images):
-    """Images as a file of 8 bits would hold them, in [-1, 1].
+    """Rounds images to the 256 levels of a file of 8 bits, in [-1, 1].
 
     Args:
         images: Array `(n, height, width, channels)`, uint8, or floats in
@@ -221,7 +221,7 @@ def to_levels(images):
 
 
 def get(identifier):
-    """An extractor from whatever names one.
+    """Retrieves an extractor by an identifier.
 
     Args:
         identifier: `"inception"` (downloaded if it is not in Keras' cache),
@@ -264,7 +264,7 @@ def _load(path):
     if not os.path.isfile(path):
         raise ValueError(
             "There is no such extractor. Pass the path of a Keras classifier "
-            "(a .keras file), the folder of a copy of TF-GAN's Inception "
+            "(a .keras file), a folder with a copy of TF-GAN's Inception "
             'module (with saved_model.pb in it), or "inception". '
             f"Received: {os.fspath(path)!r}"
         )
@@ -305,7 +305,7 @@ def _resize(images, height, width, channels):
         images = np.repeat(images, 3, axis=-1)
     if channels not in (None, images.shape[-1]):
         raise ValueError(
-            "The extractor takes images of another number of channels. "
+            "Images must have the channels that the extractor takes. "
             f"Received: images with {images.shape[-1]} for an extractor of "
             f"{channels}"
         )
@@ -316,7 +316,7 @@ def _resize(images, height, width, channels):
 
 def _in_batches(extract, images, batch_size):
     if len(images) == 0:
-        raise ValueError("There are no images to look at. Received: none")
+        raise ValueError("Pass at least one image. Received: no images")
     parts = [
         extract(images[i : i + batch_size])
         for i in range(0, len(images), batch_size)

@@ -1,8 +1,8 @@
-"""How good generated images are: Inception score, FID and KID.
+"""Metrics of a set of generated images: Inception score, FID and KID.
 
-The metrics look at what a classifier makes of images, its logits or its
-features. With an `extractor` they take images; without one they take what was
-extracted before. They are NumPy in float64 on every backend.
+The metrics compare the logits or the features that a classifier computes from
+images. With an `extractor` they take images; without one they take the logits
+or features themselves. They are NumPy in float64 on every backend.
 """
 
 import warnings
@@ -13,20 +13,21 @@ from keras_san.checks import check_count
 
 
 class InceptionScore:
-    """How sure a classifier is of each image, and how varied its verdicts.
+    """The Inception score, for classes that are clear and varied.
 
     `exp(mean KL(p(y|x) || mean p(y|x)))`, between 1 and the number of
-    classes, higher is better. Samples are dealt to the splits in turn, and
+    classes, higher is better: the classifier has to be sure of each image,
+    and its classes have to vary. Samples are dealt to the splits in turn, and
     only sums are kept.
 
     Args:
         extractor: `None`, or a callable as `keras_san.metrics.extractors`
             has them, from images to `(features, logits)`.
-        splits: Int >= 1. The score is the mean of those of so many parts of
-            the samples.
+        splits: Int >= 1. The score is the mean over that many parts of the
+            samples.
 
     Raises:
-        ValueError: for a `splits` other than that.
+        ValueError: for any other `splits`.
 
     Reference:
         [Salimans et al., 2016](https://arxiv.org/abs/1606.03498), section 4.
@@ -99,11 +100,12 @@ class InceptionScore:
 
 
 class FrechetInceptionDistance:
-    """The distance of two Gaussians, one fitted to features of either kind.
+    """The Frechet Inception distance of generated from real images.
 
-    `|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))`, at least 0, lower is
-    better. It is biased: values compare at equal numbers of samples only.
-    Mean and covariance are kept, not the samples.
+    `|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))`, the distance of Gaussians
+    fitted to the features of both; at least 0, lower is better. It is biased:
+    compare values only at equal numbers of samples. Mean and covariance are
+    kept, not the samples.
 
     Args:
         extractor: `None`, or a callable as `keras_san.metrics.extractors`
@@ -150,7 +152,7 @@ class FrechetInceptionDistance:
             warnings.warn(
                 f"FID of {least} samples: the covariance of {features} "
                 f"features has full rank only from {features + 1} samples "
-                "on. The value is far too high, and says little.",
+                "on. The value is far too high, and means little.",
                 stacklevel=2,
             )
         # The eigenvalues of C1 C2 are those of C1^(1/2) C2 C1^(1/2), which is
@@ -176,21 +178,23 @@ class FrechetInceptionDistance:
 
 
 class KernelInceptionDistance:
-    """The squared maximum mean discrepancy under the kernel (xy / d + 1)^3.
+    """The kernel Inception distance of generated from real images.
 
-    Unbiased, so that it may be negative; lower is better. Samples are cut
-    into blocks of equal size in the order in which they came, which should
-    be random. The first `max_samples` of either kind are kept and used.
+    The squared maximum mean discrepancy of features under the kernel
+    `(xy / d + 1)^3`. It is unbiased, and so may be negative; lower is better.
+    Samples are cut into blocks of equal size in the order in which they come,
+    which should be random. The first `max_samples` of real and of generated
+    images are kept and used.
 
     Args:
         extractor: `None`, or a callable as `keras_san.metrics.extractors`
             has them, from images to `(features, logits)`.
-        block_size: Int >= 2, how many samples of either kind a block has at
-            most.
-        max_samples: Int >= 2, how many samples of either kind are used.
+        block_size: Int >= 2, the largest number of real, and of generated,
+            samples in a block.
+        max_samples: Int >= 2, the largest number of each that is used.
 
     Raises:
-        ValueError: for settings other than that.
+        ValueError: for any other settings.
 
     Reference:
         [Binkowski et al., 2018](https://arxiv.org/abs/1801.01401), section 4;

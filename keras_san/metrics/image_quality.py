@@ -1,8 +1,8 @@
-"""How good single images are: PSNR and SSIM to a reference, NIQE without one.
+"""Metrics of single images: PSNR and SSIM to a reference, NIQE without one.
 
-Functions of uint8 images, and Keras metrics over them. They are NumPy in
-float64 on every backend, and follow the MATLAB code by which papers on
-super-resolution measure.
+There are functions of uint8 images, and Keras metrics over them. They are
+NumPy in float64 on every backend, and follow the MATLAB code that papers on
+super-resolution use.
 """
 
 import dataclasses
@@ -28,21 +28,21 @@ _FILE_NAMES = {
 
 
 def psnr(a, b, crop=0, y=True):
-    """Peak signal to noise ratio.
+    """Peak signal-to-noise ratio.
 
     Args:
         a: uint8 array `(height, width)` or `(height, width, 1 or 3)`.
         b: Another of the same shape.
         crop: Int >= 0, how many pixels to leave out at each border.
-        y: Boolean, whether RGB images are compared by their luma alone, which
-            is BT.601's in studio range, rounded, as of `rgb2ycbcr` of MATLAB.
-            Else all channels count alike.
+        y: Boolean, whether to compare RGB images by their luma alone, that of
+            BT.601 in studio range, rounded as by MATLAB's `rgb2ycbcr`.
+            Otherwise all channels count equally.
 
     Returns:
         A float in dB, infinity for equal images.
 
     Raises:
-        ValueError: for arguments other than that, or if `crop` leaves nothing.
+        ValueError: for any other arguments, or if `crop` leaves nothing.
     """
     a, b = _pair_of_planes(a, b, crop, y, least=1)
     error = np.square(a - b).mean()
@@ -50,23 +50,24 @@ def psnr(a, b, crop=0, y=True):
 
 
 def ssim(a, b, crop=0, y=True):
-    """Structural similarity, of windows that lie in the image as a whole.
+    """Structural similarity.
 
-    The window is a Gaussian of 11x11 with a standard deviation of 1.5.
+    The window is a Gaussian of 11x11 with a standard deviation of 1.5. Only
+    windows that lie entirely inside of the image count.
 
     Args:
         a: uint8 array `(height, width)` or `(height, width, 1 or 3)`.
         b: Another of the same shape.
         crop: Int >= 0, how many pixels to leave out at each border.
-        y: Boolean, whether RGB images are compared by their luma alone, as in
-            `psnr`. Else it is the mean over the channels.
+        y: Boolean, whether to compare RGB images by their luma alone, as in
+            `psnr`. Otherwise the result is the mean over the channels.
 
     Returns:
-        A float of at most 1, which equal images have.
+        A float of at most 1, which is the value for equal images.
 
     Raises:
-        ValueError: for arguments other than that, or if `crop` leaves less
-            than 11x11 pixels.
+        ValueError: for any other arguments, or if `crop` leaves less than
+            11x11 pixels.
 
     Reference:
         [Wang et al., 2004](https://doi.org/10.1109/TIP.2003.819861).
@@ -121,38 +122,38 @@ class NIQEModel:
 
     @classmethod
     def fit(cls, features):
-        """The model of pristine blocks.
+        """Fits a model to the features of pristine blocks.
 
         Args:
-            features: Array `(n, 36)` as of `niqe_features`.
+            features: Array `(n, 36)`, as from `niqe_features`.
 
         Returns:
             A `NIQEModel`.
 
         Raises:
-            ValueError: for less than two blocks, not counting flat ones.
+            ValueError: for fewer than two blocks that are not flat.
         """
         whole = np.isfinite(features).all(axis=1).sum()
         if whole < 2:
             raise ValueError(
                 "A NIQE model needs at least two sharp blocks of 96x96 "
-                f"pixels. Received: {whole}"
+                f"pixels: pass more or larger images. Received: {whole}"
             )
         return cls(*_mean_and_covariance(features), _niqe_window())
 
     @classmethod
     def load(cls, path):
-        """Reads a model.
+        """Loads a model from a file.
 
         Args:
-            path: Of an `.npz` file with the arrays `mu_pris_param`,
-                `cov_pris_param` and `gaussian_window`.
+            path: String or path, an `.npz` file with the arrays
+                `mu_pris_param`, `cov_pris_param` and `gaussian_window`.
 
         Returns:
             A `NIQEModel`.
 
         Raises:
-            ValueError: for any other file, and for models as the class says.
+            ValueError: for any other file, or a model that is not valid.
         """
         with open(path, "rb") as file:
             content = io.BytesIO(file.read())
@@ -168,14 +169,14 @@ class NIQEModel:
         return cls(**arrays)
 
     def save(self, path):
-        """Writes the model as `load` reads it, the same bytes each time."""
+        """Saves the model for `load`, with the same bytes each time."""
         arrays = {v: getattr(self, k) for k, v in _FILE_NAMES.items()}
         arrays["mu_pris_param"] = self.mean[None]
         with open(path, "wb") as file:
             np.savez_compressed(file, **arrays)
 
     def get_config(self):
-        """The model in plain lists, as Keras saves objects."""
+        """The model as plain lists, for Keras to save."""
         return {k: v.tolist() for k, v in vars(self).items()}
 
     @classmethod
@@ -187,17 +188,17 @@ class NIQEModel:
 def niqe(image, model=None, crop=0):
     """Natural image quality evaluator, lower is better.
 
-    How far the statistics of the image's blocks are from those of pristine
-    photographs. Of RGB images it is the luma's, as in `psnr`, by which papers
-    on super-resolution measure; the authors' code turns them grey by
-    `rgb2gray`, and such an image can be given instead.
+    NIQE is the distance of the statistics of the image's blocks from those of
+    pristine photographs. RGB images are measured by their luma, as in `psnr`
+    and in papers on super-resolution; the authors' code uses `rgb2gray`, and
+    you can pass an image that is converted so.
 
-    Values under different models do not compare. The default model is not the
-    authors', whose images are not free, but was fitted to the 200 photographs
-    that BSDS500 has for training, by `tools/fit_niqe.py`.
+    Values of different models cannot be compared. The default model is not
+    the authors', whose images are not free: `tools/fit_niqe.py` fitted it to
+    the 200 training photographs of BSDS500.
 
-    Parts that are flat, as a clipped sky is, have no statistics: blocks which
-    are flat in whole are left out of the covariance, and, but for the shape
+    Flat parts, such as a clipped sky, have no statistics. Blocks that are
+    entirely flat are left out of the covariance and, except for their shape
     parameters (0.2), out of the mean. The covariance of a single block is 0.
 
     Args:
@@ -210,8 +211,8 @@ def niqe(image, model=None, crop=0):
         A float.
 
     Raises:
-        ValueError: for arguments other than that, if `crop` leaves no block,
-            or all blocks are flat.
+        ValueError: for any other arguments, if `crop` leaves no block, or if
+            all blocks are flat.
 
     Reference:
         [Mittal et al., 2013](https://doi.org/10.1109/LSP.2012.2227726).
@@ -240,7 +241,7 @@ def fit_niqe(images, sharpness=0.75):
         A `NIQEModel`.
 
     Raises:
-        ValueError: for arguments other than that, or too few images.
+        ValueError: for any other arguments, or too few images.
     """
     features = [niqe_features(image, 0, sharpness) for image in images]
     return NIQEModel.fit(np.concatenate([np.zeros((0, _FEATURES)), *features]))
@@ -252,8 +253,8 @@ def niqe_features(image, crop=0, sharpness=None, window=None):
     Args:
         image: As in `niqe`.
         crop: As in `niqe`.
-        sharpness: `None`, or a float in [0, 1): only blocks count whose mean
-            local deviation exceeds this share of that of the sharpest block.
+        sharpness: `None`, or a float in [0, 1): only those blocks count whose
+            mean local deviation exceeds this share of the sharpest block's.
         window: Array `(7, 7)` that adds up to 1, the weights of local means;
             `None` for a Gaussian with a standard deviation of 7 / 6.
 
@@ -261,8 +262,8 @@ def niqe_features(image, crop=0, sharpness=None, window=None):
         A float64 array `(blocks, 36)`. Flat blocks have NaN in it.
 
     Raises:
-        ValueError: as `niqe`, but not for flat blocks, and for a `sharpness`
-            other than that.
+        ValueError: as in `niqe`, but not for flat blocks, and for any other
+            `sharpness`.
     """
     if sharpness is not None and not 0.0 <= sharpness < 1.0:
         raise ValueError(
@@ -311,11 +312,11 @@ def _statistics(blocks):
 
 
 def _fit_aggd(samples):
-    """Asymmetric generalized Gaussians, by moments, one for each block.
+    """Fits asymmetric generalized Gaussians, one per block, by moments.
 
     Returns:
-        Arrays of the shape parameter, the scale on the left, that on the
-        right, and what their difference is to be multiplied with for the mean.
+        Arrays of the shape parameter, the scale on the left, the scale on the
+        right, and the factor on their difference that gives the mean.
     """
     samples = samples.reshape(len(samples), -1)
     squares = samples**2
@@ -382,7 +383,7 @@ def _niqe_window():
 
 
 def _correlate(planes, window):
-    """Weighted sums of the windows that lie in `(h, w, c)` as a whole."""
+    """The weighted sums of all windows inside of planes `(h, w, c)`."""
     # A Gaussian is of rank 1: one pass along each axis.
     u, values, v = np.linalg.svd(window)
     output = 0.0
@@ -427,8 +428,9 @@ def _crop(planes, crop, least):
     height, width = (n - 2 * crop for n in planes.shape[:2])
     if min(height, width) < least:
         raise ValueError(
-            f"At least {least}x{least} pixels must remain. Received: "
-            f"crop={crop}, an image of {planes.shape[0]}x{planes.shape[1]}"
+            f"At least {least}x{least} pixels must remain: use a larger image "
+            f"or a smaller `crop`. Received: crop={crop}, an image of "
+            f"{planes.shape[0]}x{planes.shape[1]}"
         )
     return planes[crop : crop + height, crop : crop + width]
 
@@ -458,13 +460,13 @@ class _ImageMetric(keras.metrics.Mean):
         """Adds images.
 
         Args:
-            y_true: Batch of images, uint8 or floats, where [-1, 1] are the
-                levels, and what is beyond is clipped.
-            y_pred: Another.
+            y_true: Batch of images, uint8, or floats in [-1, 1], beyond which
+                they are clipped.
+            y_pred: Another batch.
             sample_weight: `None`, or a number for each image.
 
         Raises:
-            ValueError: for anything else, and for what is not known yet, as
+            ValueError: for anything else, and for tensors without values, as
                 in a graph or a compiled function.
         """
         with keras.SymbolicScope() as scope:
@@ -493,10 +495,9 @@ def _levels(name, images):
         images = np.asarray(keras.ops.convert_to_numpy(images))
     except Exception as error:  # Each backend has its own.
         raise ValueError(
-            f"`{name}` must be arrays or tensors whose values are known: "
-            "metrics of images run in NumPy. Compile the model with "
-            "`run_eagerly=True`, or call the metric yourself. Received: "
-            f"{images}"
+            f"`{name}` must have values, since metrics of images run in "
+            "NumPy. Compile the model with `run_eagerly=True`, or call the "
+            f"metric yourself. Received: {images}"
         ) from error
     if images.ndim != 4:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Bicubic resizing as MATLAB does it, which super-resolution measures by."""
+"""Bicubic resizing as MATLAB does it, the standard of super-resolution."""
 
 import math
 
@@ -8,13 +8,14 @@ from keras_san.checks import check_count, check_positive
 
 
 def imresize(image, scale=None, size=None):
-    """Resizes an image as `imresize` of MATLAB does by default.
+    """Resizes an image as MATLAB's `imresize` does by default.
 
-    Bicubic with a = -0.5. Where the image shrinks, the kernel is stretched,
-    so that nothing aliases; beyond the border the image is mirrored (older
-    MATLABs repeated the border pixel, to be had by `numpy.pad` and cropping).
-    The axis that shrinks most goes first. Images of uint8 are rounded, half
-    up, and clipped after each axis, floats never: they may overshoot.
+    The kernel is bicubic with a = -0.5. If the image shrinks, the kernel is
+    stretched, so that nothing aliases. Beyond the border the image is mirrored
+    (old versions of MATLAB repeated the border pixel: use `numpy.pad` and crop
+    for their results). The axis that shrinks most goes first. Images of uint8
+    are rounded, half up, and clipped after each axis; floats are not, and may
+    overshoot.
 
     Args:
         image: Array `(height, width)` or `(height, width, channels)`, uint8
@@ -26,7 +27,7 @@ def imresize(image, scale=None, size=None):
         An array of the dtype of `image`.
 
     Raises:
-        ValueError: for arguments other than that.
+        ValueError: for any other arguments.
 
     Reference:
         [Keys, 1981](https://doi.org/10.1109/TASSP.1981.1163711), the kernel.
@@ -34,8 +35,8 @@ def imresize(image, scale=None, size=None):
     image = np.asarray(image)
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ValueError(
-            "`image` must be (height, width) or (height, width, channels), "
-            f"and not be empty. Received: shape {image.shape}"
+            "`image` must have the shape (height, width) or (height, width, "
+            f"channels), and not be empty. Received: shape {image.shape}"
         )
     if image.dtype != np.uint8 and image.dtype.kind != "f":
         raise ValueError(
@@ -44,7 +45,7 @@ def imresize(image, scale=None, size=None):
         )
     if (scale is None) == (size is None):
         raise ValueError(
-            "Give either `scale` or `size`. Received: "
+            "Pass either `scale` or `size`. Received: "
             f"scale={scale!r}, size={size!r}"
         )
     if size is None:
@@ -73,7 +74,7 @@ def _pair(size):
 
 
 def _resize_axis(image, axis, length, scale):
-    """Each output line is the weighted sum of a few input lines."""
+    """Resizes one axis: output lines are weighted sums of input lines."""
     shape = [1] * image.ndim
     shape[axis] = length
     output = 0.0

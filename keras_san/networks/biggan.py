@@ -25,7 +25,7 @@ from keras_san.networks.blocks import (
 def generator(
     resolution=32, channels=3, latent_dim=128, num_classes=10, width=1.0
 ):
-    """Latent vectors and classes to images.
+    """The generator from latent vectors and classes to images.
 
     Its convolutions and its dense layer are spectrally normalized.
 
@@ -90,10 +90,10 @@ def critic(
     kernel_constraint=None,
     kernel_regularizer=None,
 ):
-    """Images and their classes to one logit each.
+    """The critic from images and their classes to one logit each.
 
     The logit is a linear function of the features of an image, plus their
-    product with a vector that is learned for the class.
+    product with a learned vector for the class.
 
     Args:
         resolution: Int, a multiple of 8: the height and width of the images.
@@ -102,8 +102,8 @@ def critic(
         width: Positive float, a factor on the channels of all hidden layers.
         normalizer: What `keras_san.normalizers.get` takes, for the
             convolutions. The dense layer and the vectors of the classes are
-            spectrally normalized, in its form, at its interval and with its
-            scale; with `None` nothing is.
+            spectrally normalized with the same form, interval and scale; with
+            `None` nothing is normalized.
         padding: `"circular"`, under which the norm is exact, or `"same"`.
         kernel_initializer: What Keras initializers take, N(0, 0.02) by
             default.
@@ -172,7 +172,7 @@ def conditional_batch_normalization(x, name, labels, num_classes):
 
     Args:
         x: Tensor `(batch, height, width, channels)`.
-        name: String, which the names of its layers begin with.
+        name: String, with which the names of its layers begin.
         labels: Tensor `(batch,)`, ints below `num_classes`.
         num_classes: Int.
 

@@ -7,13 +7,13 @@ from keras_san.checks import check_positive
 
 
 def scaled(channels, width):
-    """The channels of a hidden layer: `width` times as many, at least one."""
+    """The channels of a hidden layer times `width`, at least one."""
     check_positive("width", width)
     return max(1, round(channels * width))
 
 
 def fresh(initializer):
-    """An initializer from what names one, a new object at each call.
+    """Retrieves an initializer as a new object.
 
     One object would draw the same kernel for all layers of one shape.
     """
@@ -31,7 +31,7 @@ def batch_normalization(**kwargs):
 def residual_generator(
     latents, start, filters, channels, dense, convolution, normalize
 ):
-    """Latent vectors to images, each block twice as large as the last.
+    """Applies a residual generator, each block of which doubles the size.
 
     Args:
         latents: Tensor `(batch, latent_dim)`.
@@ -58,25 +58,25 @@ def residual_generator(
 
 
 def generator_block(x, filters, convolution, normalize, name):
-    """Maps to maps of twice the size, `filters` channels."""
+    """Applies a residual block that doubles the size of its maps."""
     y = layers.ReLU()(normalize(x, f"{name}_norm_1"))
     y = layers.UpSampling2D(2)(y)
     y = convolution(filters, 3, name=f"{name}_conv_1")(y)
     y = layers.ReLU()(normalize(y, f"{name}_norm_2"))
     y = convolution(filters, 3, name=f"{name}_conv_2")(y)
-    # The papers enlarge first. That is the same, at four times the cost.
+    # The papers enlarge first, with the same result at four times the cost.
     shortcut = convolution(filters, 1, name=f"{name}_shortcut")(x)
     return layers.Add()([y, layers.UpSampling2D(2)(shortcut)])
 
 
 def residual_features(images, blocks, convolution):
-    """Images to what the last layer of a critic sees.
+    """Applies the residual blocks of a critic, and sums over space.
 
     Args:
         images: Tensor `(batch, height, width, channels)`.
-        blocks: List of pairs: the channels that a block puts out, and
-            whether it halves its maps.
-        convolution: As that of `residual_generator`.
+        blocks: List of pairs: the channels of a block, and whether it halves
+            its maps.
+        convolution: As in `residual_generator`.
 
     Returns:
         Tensor `(batch, filters)`, the sums over the maps of the last block.
@@ -89,7 +89,7 @@ def residual_features(images, blocks, convolution):
 
 
 def critic_block(x, filters, halve, preactivate, convolution, name):
-    """Maps to maps of `filters` channels, and half the size with `halve`."""
+    """Applies a residual block, which halves its maps with `halve`."""
     # Images, the input of the first block, are not cut off at zero.
     y = layers.ReLU()(x) if preactivate else x
     y = convolution(filters, 3, name=f"{name}_conv_1")(y)
@@ -97,8 +97,8 @@ def critic_block(x, filters, halve, preactivate, convolution, name):
     shortcut = x
     if halve:
         y = layers.AveragePooling2D(2)(y)
-        # Behind the first block the papers do so after the convolution. That
-        # is the same, at four times the cost.
+        # After the first block the papers convolve first, with the same
+        # result at four times the cost.
         shortcut = layers.AveragePooling2D(2)(x)
     if halve or x.shape[-1] != filters:
         shortcut = convolution(filters, 1, name=f"{name}_shortcut")(shortcut)

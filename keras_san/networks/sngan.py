@@ -21,7 +21,7 @@ from keras_san.networks.blocks import (
 
 
 def generator(resolution=32, channels=3, latent_dim=128, width=1.0):
-    """Latent vectors to images, by the standard CNN.
+    """The standard CNN from latent vectors to images.
 
     Args:
         resolution: Int, a multiple of 8: the height and width of the images.
@@ -86,7 +86,7 @@ def critic(
     kernel_regularizer=None,
     activation_norm=None,
 ):
-    """Images to one logit each, by the standard CNN.
+    """The standard CNN from images to one logit each.
 
     Args:
         resolution: Int, a multiple of 8: the height and width of the images.
@@ -100,10 +100,10 @@ def critic(
             logits run into the thousands.
         kernel_constraint: What Keras constraints take, for all kernels.
         kernel_regularizer: What Keras regularizers take, for all kernels.
-        activation_norm: `None`, or what stands between each convolution and
-            its activation: `"batch"` for batch normalization, `"layer"` for
-            layer normalization over height, width and channels. Both shift
-            each channel by what they learn, and scale by nothing.
+        activation_norm: `None`, or the normalization between each convolution
+            and its activation: `"batch"`, or `"layer"` for layer
+            normalization over height, width and channels. Both learn a shift
+            for each channel, but no scale.
 
     Returns:
         A `keras.Sequential` from `(batch, resolution, resolution, channels)`
@@ -148,8 +148,8 @@ def critic(
             )
         )
         if activation_norm is not None:
-            norm = _ACTIVATION_NORMS[activation_norm]
-            model.add(norm(scale=False, name=f"norm_{index + 1}"))
+            normalization = _ACTIVATION_NORMS[activation_norm]
+            model.add(normalization(scale=False, name=f"norm_{index + 1}"))
         model.add(layers.LeakyReLU(negative_slope=0.1))
     model.add(layers.Flatten())
     model.add(
@@ -164,7 +164,7 @@ def critic(
 
 
 def resnet_generator(resolution=32, channels=3, latent_dim=128, width=1.0):
-    """Latent vectors to images, by a ResNet.
+    """The ResNet from latent vectors to images.
 
     Args:
         resolution: Int, the height and width of the images: 32 for the
@@ -224,11 +224,11 @@ def resnet_critic(
     kernel_regularizer=None,
     last_block=False,
 ):
-    """Images to one logit each, by a ResNet.
+    """The ResNet from images to one logit each.
 
-    With SAN its first logits run into the hundreds or thousands: SAN's norm
-    is smaller than a convolution's operator norm, and the last layer sums
-    over the image.
+    With SAN, its logits start in the hundreds or thousands: SAN's norm is
+    smaller than a convolution's operator norm, and the last layer sums over
+    the image.
 
     Args:
         resolution: Int, the height and width of the images: 32 for the
@@ -243,9 +243,9 @@ def resnet_critic(
             of 2 for 3x3 kernels.
         kernel_constraint: What Keras constraints take, for all kernels.
         kernel_regularizer: What Keras regularizers take, for all kernels.
-        last_block: Boolean, whether the network of STL-10 has the block of
-            1024 channels that it has in SN-GAN. The SAN paper does without,
-            and so without three quarters of the weights. The network of
+        last_block: Boolean, whether the network of STL-10 ends in the block
+            of 1024 channels that it has in SN-GAN. The SAN paper leaves it
+            out, and with it three quarters of the weights. The network of
             CIFAR-10 has no such block.
 
     Returns:
@@ -265,8 +265,8 @@ def resnet_critic(
     if resolution == 32:
         if last_block:
             raise ValueError(
-                "`last_block` is about the network of STL-10, for images of "
-                "48x48 and more. That for 32x32 has no such block. "
+                "Only the network of STL-10, for images of 48x48 and more, "
+                "has a `last_block`: leave it out for 32x32. "
                 f"Received: last_block={last_block}, resolution={resolution}"
             )
         blocks = [(128, True), (128, True), (128, False), (128, False)]

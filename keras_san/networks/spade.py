@@ -23,15 +23,15 @@ def generator(
     normalizer="sn",
     synchronized=False,
 ):
-    """Label maps to images.
+    """The generator from label maps to images.
 
-    Each normalization scales and shifts by what two convolutions make of the
-    label map. At full width, with 36 channels of maps, it has 93,048,003
+    Two convolutions of the label map give the scale and the shift of each
+    normalization. At full width, with 36 channels of maps, it has 93,048,003
     parameters.
 
     Args:
         resolution: Pair of ints, height and width of maps and images, both
-            multiples of `2**upsamplings`; or of `None`, for any such size.
+            multiples of `2**upsamplings`; or `(None, None)` for any such size.
         map_channels: Int, the channels of a map: one for each class, and one
             for the edges of instances if they are known.
         channels: Int, the channels of the images.
@@ -41,8 +41,8 @@ def generator(
         normalizer: What `keras_san.normalizers.get` takes, for the
             convolutions of residual blocks.
         synchronized: Boolean. Whether replicas of `tf.distribute` normalize
-            their batches together, as the authors do; on TensorFlow only. On
-            JAX a distributed batch is one anyway.
+            their batches together, as the authors do; for TensorFlow only. On
+            JAX a distributed batch is always normalized as one.
 
     Returns:
         A `keras.Model` from `(batch, height, width, map_channels)`, one-hot,
@@ -53,8 +53,8 @@ def generator(
 
     Reference:
         [Park et al., 2019](https://arxiv.org/abs/1903.07291), Figures 11, 12
-        and 14. As in the authors' code, and unlike in their text, first, last
-        and SPADE's own convolutions are not normalized.
+        and 14. As in the authors' code, but not in their text, the first, the
+        last, and SPADE's own convolutions are not normalized.
     """
     if upsamplings not in (5, 6, 7):
         raise ValueError(
@@ -135,35 +135,36 @@ def critic(
     kernel_initializer=None,
     original=False,
 ):
-    """Images and their label maps to logits of patches, on several scales.
+    """The critic from images and label maps to logits, on several scales.
 
-    In the authors' critic an instance normalization without parameters stands
-    behind each of the three convolutions that are normalized. It cancels any
-    factor, so there it makes no difference by what a kernel is divided, or
-    whether it is, as long as the maps are large beside the epsilon of 1e-5
-    (which those of the authors' small initial kernels are not). So the
-    default is without, has a bias in every convolution, and normalizes all
-    five. The authors' form has 2,800,705 parameters a scale with 36 channels
-    of maps. It pads as the default does, by one or two pixels a side; they
-    pad by two, so that each map has up to three rows and columns more.
+    Each logit is that of a patch. In the authors' critic an instance
+    normalization without parameters follows each of the three convolutions
+    that are normalized. It cancels any factor, so that it makes no difference
+    whether, and by what, a kernel is divided, as long as the maps are large
+    beside the epsilon of 1e-5 (with the authors' small initial kernels they
+    are not). The default therefore has no instance normalization, a bias in
+    every convolution, and normalizes all five. The authors' form has 2,800,705
+    parameters per scale with 36 channels of maps. It pads as the default does,
+    by one or two pixels on a side; the authors pad by two, and their maps have
+    up to three more rows and columns.
 
     Args:
         resolution: Pair of ints, height and width of the images.
         map_channels: Int, the channels of a map.
         channels: Int, the channels of the images.
         width: Positive float, a factor on the channels of all hidden layers.
-        scales: Int >= 1. Each scale has a critic of its own, and images half
-            as high and wide as those of the one before.
+        scales: Int >= 1. Each scale has a critic of its own, with images half
+            as high and wide as those of the scale before.
         normalizer: What `keras_san.normalizers.get` takes.
         padding: `"circular"`, under which the norm is exact, or `"same"`.
         kernel_initializer: What Keras initializers take. By default He's
-            normal one, and that of the authors in their form.
+            normal distribution, or the authors' initializer in their form.
         original: Boolean: `True` for the authors' form.
 
     Returns:
         A `keras.Model` from `[images, maps]`, `(batch, height, width,
         channels)` and `(batch, height, width, map_channels)`, to a list with
-        an entry a scale: a list of the four features and the logits
+        one entry per scale: a list of four features and the logits
         `(batch, rows, columns, 1)`, an eighth of the scale's height and width.
 
     Raises:
@@ -178,8 +179,8 @@ def critic(
     least = 32 * 2 ** (scales - 1)
     if min(resolution) < least:
         raise ValueError(
-            f"On the last of {scales} scales images must have at least 32 x "
-            f"32 pixels, so here {least} x {least}. Received: "
+            "Images must have at least 32 x 32 pixels on the last scale, and "
+            f"so {least} x {least} with {scales} scales. Received: "
             f"resolution={tuple(resolution)}"
         )
     if kernel_initializer is None:
@@ -220,7 +221,7 @@ def critic(
 
 
 def _halve(x):
-    """Means of 3 x 3 pixels, at the border of those that there are."""
+    """Halves maps by means of 3 x 3 pixels, of fewer at the border."""
     # Backends differ in what "same" pooling makes of a border.
     pad, pool = layers.ZeroPadding2D(1), layers.AveragePooling2D(3, 2)
     present = keras.ops.ones_like(x[:1, ..., :1])
@@ -232,14 +233,14 @@ def _check_resolution(resolution, upsamplings):
     if any(n is not None and (n < factor or n % factor) for n in resolution):
         raise ValueError(
             f"The generator doubles its first maps {upsamplings} times: "
-            f"height and width must be multiples of {factor}, as {factor}, "
-            f"{2 * factor}, {3 * factor}, ... (of {2**5} with 5 upsamplings). "
+            f"height and width must be multiples of {factor}, such as {factor} "
+            f"or {2 * factor} (with upsamplings=5, multiples of {2**5}). "
             f"Received: resolution={tuple(resolution)}"
         )
 
 
 def _xavier():
-    """That of the authors' code: Xavier's, normal, with a gain of 0.02."""
+    """The initializer of the authors' code: Xavier's, normal, gain 0.02."""
     return keras.initializers.VarianceScaling(
         0.02**2, mode="fan_avg", distribution="untruncated_normal"
     )

@@ -12,21 +12,21 @@ from keras import layers, ops
 from keras_san.layers import SANConv2D, SANDense
 from keras_san.networks.blocks import batch_normalization, fresh, scaled
 
-# By how much each stage enlarges.
+# The factors by which the stages enlarge.
 _STAGES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 
 
 def generator(scale=4, channels=3, width=1.0, blocks=16):
-    """Small images to large ones.
+    """The generator from small images to large ones.
 
-    No batch normalization, and no biases in the residual blocks. What it puts
-    out is added to the input, enlarged bilinearly, and is not cut off:
-    values beyond [-1, 1] stand for black and white. At full width and
+    It has no batch normalization, and no biases in the residual blocks. Its
+    result is added to the input, enlarged bilinearly, and the sum is not
+    clipped: values beyond [-1, 1] stand for black and white. At full width and
     `scale=4` it has 1,521,667 parameters.
 
-    At the start it puts out nearly the enlarged input: the last convolution,
-    and the second one of each block, start at a tenth of He's deviation, since
-    sixteen blocks at He's own would multiply the signal by some thousands.
+    Untrained, it hardly changes the enlarged input: the last convolution, and
+    the second one of each block, start at a tenth of He's deviation. With all
+    of it, sixteen blocks would multiply the signal by some thousands.
 
     Args:
         scale: 2, 3, 4 or 8: the factor on height and width.
@@ -40,7 +40,7 @@ def generator(scale=4, channels=3, width=1.0, blocks=16):
         `(batch, scale * height, scale * width, channels)`.
 
     Raises:
-        ValueError: if `scale` is another one.
+        ValueError: for any other `scale`.
 
     Reference:
         [Ledig et al., 2017](https://arxiv.org/abs/1609.04802), Figure 4.
@@ -124,10 +124,10 @@ class DepthToSpace(layers.Layer):
 def _enlarge(images, scale, dtype):
     """Bilinear interpolation of images of any size.
 
-    That is what `layers.UpSampling2D(scale, interpolation="bilinear")` makes,
-    which in a TensorFlow graph has to know the size. A mean of `scale` equal
-    pixels and their neighbours interpolates linearly; where `scale` is even
-    it lies between two pixels, and a mean of two puts it right.
+    `layers.UpSampling2D(scale, interpolation="bilinear")` gives the same, but
+    has to know the size in a TensorFlow graph. A mean over `scale` repeated
+    pixels interpolates linearly. If `scale` is even, its centre lies between
+    two pixels, and a mean of two moves it back.
     """
     edges = [[0, 0], [1, 1], [1, 1], [0, 0]]
     x = ops.pad(images, edges, mode="symmetric")
@@ -148,14 +148,14 @@ def critic(
     kernel_initializer="he_normal",
     batch_norm=False,
 ):
-    """Images to one logit each, by ten convolutions and two dense layers.
+    """The critic from images to one logit each.
 
-    The authors' critic has a batch normalization behind each convolution.
-    That divides by what a kernel's size multiplies, so there it makes no
-    difference by which number a kernel is divided, or whether it is: only the
-    dense layers are normalized in effect. So the default is without, as the
-    theory is, with a bias in every layer; the authors' form is there to
-    reproduce theirs.
+    It has ten convolutions and two dense layers. In the authors' critic a
+    batch normalization follows each convolution and cancels any factor of its
+    kernel, so that it makes no difference whether, and by what, a kernel is
+    divided: in effect only the dense layers are normalized. The default
+    therefore has no batch normalization, as in the theory, and a bias in every
+    layer. The authors' form is there to reproduce their results.
 
     Args:
         resolution: Int, a multiple of 32: the height and width of the images.

@@ -16,16 +16,17 @@ from keras_san.networks.blocks import fresh, scaled
 def generator(
     num_attributes=5, channels=3, width=1.0, blocks=6, resolution=None
 ):
-    """Images, and the attributes that they are to get, to such images.
+    """The generator from images and attributes to images that have them.
 
     Each attribute is one more channel of the image, the same at all pixels.
-    The instance normalization behind the first convolution takes away what
-    is the same everywhere: attributes get past it by the zeros around the
-    image, and with periodic padding would not. No convolution has a bias. At
-    full width, with five attributes, it has 8,430,528 parameters.
+    The instance normalization after the first convolution removes everything
+    that is the same at all pixels. Attributes pass it only because of the
+    zeros around the image, and would not with periodic padding. No convolution
+    has a bias. At full width, with five attributes, it has 8,430,528
+    parameters.
 
-    It consists of layers of Keras alone: what is saved of it loads without
-    this package.
+    It consists of Keras layers only, so that a saved one loads without this
+    package.
 
     Args:
         num_attributes: Int.
@@ -33,14 +34,14 @@ def generator(
         width: Positive float, a factor on the channels of all hidden layers.
         blocks: Int, the number of residual blocks.
         resolution: `None`, or an int, a multiple of 4: the height and width
-            of the images, for where they have to be known.
+            of the images, if they have to be known.
 
     Returns:
         A `keras.Model` from a list of images `(batch, height, width,
         channels)` in [-1, 1] and attributes `(batch, num_attributes)`, floats
         of 0 or 1, to images of the same shape in [-1, 1]. Without
-        `resolution` they may have any height and width which 4 divides;
-        others come back with the next larger one.
+        `resolution` height and width may be any multiples of 4; any others
+        come back as the next larger multiple.
 
     Raises:
         ValueError: if `resolution` is no multiple of 4.
@@ -115,12 +116,11 @@ def critic(
     padding="circular",
     kernel_initializer="he_normal",
 ):
-    """Images to one logit per patch, and one per attribute.
+    """The critic from images to logits of patches and of attributes.
 
-    The convolutions are normalized, but for the one that puts out the
-    attributes: cross entropy needs logits of any size, and what the critic
-    tells of real and generated images does not pass through it. At the
-    default settings there are 44,762,048 parameters.
+    All convolutions are normalized except for the last one of the attributes:
+    cross entropy needs logits of any size, and the logits of the patches do
+    not depend on it. With the default settings it has 44,762,048 parameters.
 
     Args:
         resolution: Int, a multiple of `2**halvings`: the height and width of
@@ -129,7 +129,7 @@ def critic(
         channels: Int, the channels of the images.
         width: Positive float, a factor on the channels of all hidden layers.
         halvings: Int >= 1, the number of convolutions of stride 2. The first
-            has 64 channels, each other one twice as many as the one before.
+            has 64 channels, and each of the others twice as many as the last.
         normalizer: What `keras_san.normalizers.get` takes.
         padding: `"circular"`, under which the norm is exact, or `"same"`.
         kernel_initializer: What Keras initializers take.
