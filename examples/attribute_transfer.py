@@ -113,5 +113,6 @@ gan.fit(
 # ## What is left
 
 gan.generator.save(f"{FOLDER}/generator.keras")
-gan.generator.export(f"{FOLDER}/generator", verbose=False)
+if keras.config.backend() != "torch":  # There are no SavedModels of PyTorch.
+    gan.generator.export(f"{FOLDER}/generator", verbose=False)
 print(f"Look at {FOLDER}/samples.png and {FOLDER}/curves.png")

@@ -116,7 +116,9 @@ gan.fit(
 
 # +
 gan.save(f"{FOLDER}/gan.keras")
-gan.averaged_generator.export(f"{FOLDER}/generator", verbose=False)
+gan.averaged_generator.save(f"{FOLDER}/generator.keras")
+if keras.config.backend() != "torch":  # There are no SavedModels of PyTorch.
+    gan.averaged_generator.export(f"{FOLDER}/generator", verbose=False)
 samples = gan.generate(16, seed=1)  # (16, SIZE, SIZE, channels) in [-1, 1]
 print(f"Look at {FOLDER}/samples.png and {FOLDER}/curves.png")
-print(f"The generator is a SavedModel in {FOLDER}/generator")
+print(f"The generator is in {FOLDER}/generator.keras, and a SavedModel beside")

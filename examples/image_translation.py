@@ -121,5 +121,6 @@ gan.fit(
 # ## What is left
 
 gan.averaged_generator.save(f"{FOLDER}/generator.keras")
-gan.averaged_generator.export(f"{FOLDER}/generator", verbose=False)
+if keras.config.backend() != "torch":  # There are no SavedModels of PyTorch.
+    gan.averaged_generator.export(f"{FOLDER}/generator", verbose=False)
 print(f"Look at {FOLDER}/samples.png and {FOLDER}/curves.png")

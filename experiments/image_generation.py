@@ -14,7 +14,7 @@ from experiments import batches, data, runs, settings, training
 from keras_san import callbacks, penalties, regularizers
 from keras_san.augmentation import AdaptiveAugmentation
 from keras_san.checks import check_count
-from keras_san.networks import biggan, sngan
+from keras_san.networks import biggan, r3gan, sngan
 
 LATENT_DIM = 128
 
@@ -28,7 +28,7 @@ class Images(settings.Data):
     size: settings.SomeCount = None
     """crop and scale to N x N"""
     network: settings.Name = "small"
-    """small, cnn, resnet or biggan; sets what follows"""
+    """small, cnn, resnet, biggan or r3gan; sets what follows"""
     last_block: settings.Flag = False
     """resnet: keep the block that SAN drops at 48 pixels"""
     initializer: settings.SomeName = None
@@ -107,12 +107,25 @@ PRESETS = {
     "cnn": CNN,
     "resnet": dataclasses.replace(CNN, network="resnet"),
     "biggan": BIGGAN,
+    # But for its schedules, and for labels.
+    "r3gan": dataclasses.replace(
+        CNN,
+        network="r3gan",
+        padding="same",
+        loss="relativistic",
+        r1=0.05,
+        r2=0.05,
+        betas=(0.0, 0.99),
+        epsilon=1e-8,
+        ema=0.999,
+    ),
 }
 NETWORKS = {
     "small": (sngan.generator, sngan.critic),
     "cnn": (sngan.generator, sngan.critic),
     "resnet": (sngan.resnet_generator, sngan.resnet_critic),
     "biggan": (biggan.generator, biggan.critic),
+    "r3gan": (r3gan.generator, r3gan.critic),
 }
 
 # What a normalizer gives to the critic that divides by no norm: the other
@@ -325,6 +338,12 @@ def critic_settings(args):
         **BASELINES.get(args.normalizer, {}),
     }
     if args.initializer is not None:
+        if args.network == "r3gan":
+            raise ValueError(
+                "R3GAN's networks have an initialization of their own. "
+                f"Received: --initializer {args.initializer} with --network "
+                "r3gan"
+            )
         try:
             deviation = float(args.initializer)
             initializer = keras.initializers.RandomNormal(stddev=deviation)

@@ -236,6 +236,9 @@ class Run:
     def export(self, network):
         """Writes a SavedModel, where TensorFlow is installed."""
         path = self.path("generator")
+        if keras.config.backend() == "torch":
+            print("There is no SavedModel of the generator from PyTorch")
+            return
         try:
             network.export(path, verbose=False)
             print(f"The generator is a SavedModel in {path}")

@@ -223,6 +223,14 @@ class TestSettings:
         with pytest.raises(ValueError, match="--last-block with --network"):
             made(last_block=True)
 
+    def test_r3gan(self):
+        gan = made("r3gan", "none")
+        assert [type(x) for x in gan.penalties] == [penalties.R1, penalties.R2]
+        assert type(gan.loss_function) is losses.Relativistic
+        assert gan.generate(1).shape == (1, 16, 16, 1)
+        with pytest.raises(ValueError, match="--initializer 9 with --network"):
+            made("r3gan", initializer="9")
+
     def test_conditional(self, tmp_path):
         gan = made("biggan")
         assert gan.num_classes == 5
