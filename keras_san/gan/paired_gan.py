@@ -44,10 +44,7 @@ class PairedGAN(BackendGAN):
         feature_matching: Float >= 0, the weight of
             `keras_san.losses.feature_matching`, which compares what the critic
             tells of targets and outputs, `feature_matching_loss` in logs.
-        joint: Boolean. Whether the critic gets real and generated images in
-            one batch, not one after the other. That is faster on large
-            devices, takes the memory of both, and makes a difference for a
-            critic with batch normalization.
+        joint: As in `keras_san.GAN`.
         loss: What `keras_san.losses.get` takes.
         critic_steps: As in `keras_san.GAN`.
         penalty: As in `keras_san.GAN`.

@@ -297,7 +297,7 @@ class Step:
 
     @property
     def _generator_needs_real(self):
-        """Whether its loss depends on the critic's output of real images."""
+        """`True` if its loss depends on the critic's output of real images."""
         return self.loss_function.relativistic
 
     def _generator_objective(
