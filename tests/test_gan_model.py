@@ -13,6 +13,10 @@ from test_gan import fit, make_gan, make_networks, some_images
 from keras_san import GAN, PairedGAN, losses, normalizers
 
 
+# Older versions have one optimizer a model, and do not tell equal names apart.
+SEVERAL = hasattr(keras.optimizers, "MultiOptimizer")
+
+
 def linear_critic(*more, shape=(8, 8, 1), units=1):
     return keras.Sequential(
         [keras.Input(shape), *more, layers.Flatten(), layers.Dense(units)]
@@ -254,7 +258,10 @@ class TestAverage:
         gan = GAN(generator, linear_critic(), 5, ema=0.5)
         gan.compile(run_eagerly=BACKEND == "tensorflow")
         fit(gan, some_images(8))
-        assert gan.get_state_tree()["non_trainable_variables"]
+        paths = [variable.path for variable in gan.weights]
+        assert len({*paths}) == len(paths)
+        if SEVERAL:
+            assert gan.get_state_tree()["non_trainable_variables"]
         with pytest.raises(ValueError, match="ema='0.9'"):
             GAN(generator, linear_critic(), 5, ema="0.9")
 
@@ -263,6 +270,8 @@ class TestOptimizers:
     @pytest.mark.parametrize("swap", [False, True])
     def test_their_averages(self, swap):
         """Each network ends with its own, as a `keras.Model` does."""
+        if swap and not SEVERAL:
+            pytest.skip("this Keras has no such callback for two optimizers")
         gan = make_gan(None, compile=False)
         gan.compile(
             *(
@@ -336,8 +345,7 @@ class TestOptimizers:
         )
         rates = gan.generator_optimizer, gan.critic_optimizer
         rates = [float(to_numpy(x.learning_rate)) for x in rates]
-        several = hasattr(keras.optimizers, "MultiOptimizer")
-        expected = [0.005, 0.01 if several else 0.02]
+        expected = [0.005, 0.01 if SEVERAL else 0.02]
         np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 

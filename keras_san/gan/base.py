@@ -123,9 +123,10 @@ class BaseGAN(Step, keras.Model):
             generator_optimizer: A Keras optimizer or its name. By default
                 Adam with the paper's settings: a learning rate of 2e-4,
                 `beta_1=0.5`, `beta_2=0.9`.
-            critic_optimizer: The same for the critic. Keras' callbacks, as
-                `LearningRateScheduler` and `SwapEMAWeights`, act on both (on
-                versions of Keras without `MultiOptimizer` on the generator's).
+            critic_optimizer: The same for the critic. Keras' callbacks
+                `LearningRateScheduler` and `SwapEMAWeights` act on both; on
+                versions of Keras without `MultiOptimizer` the former acts on
+                the generator's alone, and the latter cannot be used.
             run_eagerly: As in `keras.Model.compile`.
             jit_compile: As in `keras.Model.compile`.
             steps_per_execution: As in `keras.Model.compile`.
