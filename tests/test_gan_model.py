@@ -12,7 +12,6 @@ from test_gan import fit, make_gan, make_networks, some_images
 
 from keras_san import GAN, PairedGAN, losses, normalizers
 
-
 # Older versions have one optimizer a model, and do not tell equal names apart.
 SEVERAL = hasattr(keras.optimizers, "MultiOptimizer")
 
