@@ -1,4 +1,4 @@
-"""What a user of `keras.Model` takes for granted, for GANs."""
+"""GANs, as users of `keras.Model` expect them to be."""
 
 import keras
 import numpy as np
