@@ -373,8 +373,8 @@ keras_san/gan/attribute_gan.py: cross entropies are means over the attributes
 + ops.mean(ops.softplus(logits) - attributes * logits)
 
 keras_san/gan/attribute_gan.py: images come back with the wrong attributes
-- back = self.generator([fake, condition], training=training)
-+ back = self.generator([fake, fake_condition], training=training)
+- [fake.images, real.condition], training=training
++ [fake.images, fake.condition], training=training
 
 keras_san/gan/attribute_gan.py: all steps exchange the same attributes
 - places = keras.random.shuffle(places, seed=self.seed_generator)

@@ -152,22 +152,14 @@ class AttributeGAN(BackendGAN):
         return loss, {"class_loss": class_loss}
 
     def _generator_loss(
-        self,
-        adversarial,
-        of_real,
-        of_fake,
-        real,
-        condition,
-        fake,
-        fake_condition,
-        training,
+        self, adversarial, of_real, of_fake, real, fake, training
     ):
-        back = self.generator([fake, condition], training=training)
+        back = self.generator([fake.images, real.condition], training=training)
         means = {
             "fake_class_loss": _cross_entropy(
-                fake_condition, of_fake.class_logits
+                fake.condition, of_fake.class_logits
             ),
-            "cycle_loss": _difference(real, back),
+            "cycle_loss": _difference(real.images, back),
         }
         loss = (
             adversarial
@@ -175,8 +167,10 @@ class AttributeGAN(BackendGAN):
             + self.cycle_weight * means["cycle_loss"]
         )
         if self.identity_weight:
-            same = self.generator([real, condition], training=training)
-            means["identity_loss"] = _difference(real, same)
+            same = self.generator(
+                [real.images, real.condition], training=training
+            )
+            means["identity_loss"] = _difference(real.images, same)
             loss = loss + self.identity_weight * means["identity_loss"]
         return loss, means
 

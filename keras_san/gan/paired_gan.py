@@ -243,15 +243,7 @@ class PairedGAN(BackendGAN):
         return super()._generator_needs_real or self.feature_matching > 0
 
     def _generator_loss(
-        self,
-        adversarial,
-        of_real,
-        of_fake,
-        real,
-        condition,
-        fake,
-        fake_condition,
-        training,
+        self, adversarial, of_real, of_fake, real, fake, training
     ):
         means = {}
         loss = self.adversarial_weight * adversarial
@@ -262,7 +254,7 @@ class PairedGAN(BackendGAN):
             means[_FEATURE_MATCHING] = matching
             loss = loss + self.feature_matching * matching
         for content_loss in self.content_losses:
-            value = content_loss(real, fake)
+            value = content_loss(real.images, fake.images)
             means[content_loss.name] = value
             loss = loss + content_loss.weight * value
         return loss, means

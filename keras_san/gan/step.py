@@ -18,18 +18,22 @@ from keras_san.gan.networks import is_float
 from keras_san.kernel_normalization import hold_norms
 
 
+def _unchanged(images):
+    return images
+
+
 class Batch(typing.NamedTuple):
-    """Images of one kind, real or generated, on their way to the critic.
+    """Images of one kind, real or generated.
 
     Attributes:
-        images: Tensor `(batch, ...)`, the part that the critic looks at.
+        images: Tensor `(batch, ...)`.
         condition: Tensor `(batch, ...)`, or `None`.
         augment: Callable from such images to what the critic is shown.
     """
 
     images: typing.Any
     condition: typing.Any
-    augment: typing.Callable
+    augment: typing.Callable = _unchanged
 
 
 class Step:
@@ -67,13 +71,16 @@ class Step:
         fake = self.generator(inputs, training=False)
         window = self._make_window()
         of_real, of_fake, _ = self._criticize_both(
-            Batch(window(real), condition, _unchanged),
-            Batch(window(fake), fake_condition, _unchanged),
+            Batch(window(real), condition),
+            Batch(window(fake), fake_condition),
             training=False,
         )
         _, critic_means = self._critic_objective(of_real, of_fake, condition)
         _, generator_means = self._generator_objective(
-            *(of_real, of_fake, real, condition, fake, fake_condition),
+            of_real,
+            of_fake,
+            Batch(real, condition),
+            Batch(fake, fake_condition),
             training=False,
         )
         return self._report(critic_means, generator_means)
@@ -284,7 +291,10 @@ class Step:
                         augment(shown.images), fake_condition
                     )
                 loss, means = self._generator_objective(
-                    of_real, of_fake, real, condition, fake, fake_condition
+                    of_real,
+                    of_fake,
+                    Batch(real, condition),
+                    Batch(fake, fake_condition),
                 )
             return loss + layer_losses, means
 
@@ -300,16 +310,7 @@ class Step:
         """`True` if its loss depends on the critic's output of real images."""
         return self.loss_function.relativistic
 
-    def _generator_objective(
-        self,
-        of_real,
-        of_fake,
-        real,
-        condition,
-        fake,
-        fake_condition,
-        training=True,
-    ):
+    def _generator_objective(self, of_real, of_fake, real, fake, training=True):
         """The generator's loss, and the means to report."""
         reals = [None] * len(of_fake.logits)
         if of_real is not None:
@@ -318,8 +319,7 @@ class Step:
             map(self.loss_function.generator, reals, of_fake.logits)
         )
         loss, means = self._generator_loss(
-            *(adversarial, of_real, of_fake, real, condition),
-            *(fake, fake_condition, training),
+            adversarial, of_real, of_fake, real, fake, training
         )
         return loss, {"loss": loss, "generator_loss": adversarial, **means}
 
@@ -360,17 +360,19 @@ class Step:
         return adversarial, {}
 
     def _generator_loss(
-        self,
-        adversarial,
-        of_real,
-        of_fake,
-        real,
-        condition,
-        fake,
-        fake_condition,
-        training,
+        self, adversarial, of_real, of_fake, real, fake, training
     ):
-        """The loss of the generator, and further means to report, by name."""
+        """The loss of the generator, and further means to report, by name.
+
+        Args:
+            adversarial: Scalar.
+            of_real: The `CriticOutput` of real images, or `None` if the loss
+                does not need it.
+            of_fake: That of generated images.
+            real: `Batch` of whole real images.
+            fake: `Batch` of whole generated images.
+            training: Boolean, in which mode networks run.
+        """
         return adversarial, {}
 
     def _average(self):
@@ -387,10 +389,6 @@ class Step:
                 value = new + ops.cast(decay, dtype) * (old - new)
             # Else a counter, say, of a normalized layer.
             average.assign(ops.cast(value, weight.dtype))
-
-
-def _unchanged(images):
-    return images
 
 
 def _joined(batches, conditions):
