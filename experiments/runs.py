@@ -177,7 +177,7 @@ class Run:
         return os.path.join(self.folder, *names)
 
     def build(self, make):
-        """What is trained, in the state of the checkpoint if there is one.
+        """Builds a GAN, in the state of the checkpoint if there is one.
 
         Args:
             make: Callable that returns a compiled GAN.

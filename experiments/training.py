@@ -171,7 +171,7 @@ def make_perceptual_losses(settings, **kwargs):
 
 
 def find_extractor(settings):
-    """What `metrics.extractors.get` takes, or `None` for no evaluation.
+    """The extractor to evaluate with, as its `get` takes it, or `None`.
 
     Raises:
         ValueError: if nothing was passed, found, or may be downloaded.

@@ -217,7 +217,7 @@ class TestTraining:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What a training leaves, for any backend."""
+    """Files as a training leaves them, for any backend."""
     run = tmp_path_factory.mktemp("run")
     keras.utils.set_random_seed(0)
     layers = keras.layers
@@ -273,7 +273,7 @@ class TestEdit:
         ],
     )
     def test_chosen_attributes(self, run, digits, tmp_path, flags, expected):
-        """What is not chosen stays, but for other colours."""
+        """Other attributes stay, but for other colours."""
         assert edit(run, tmp_path, digits, *flags) == 0
         for i in range(6):
             image = pixels(digits / f"{i}.png")

@@ -491,7 +491,7 @@ def test_an_interrupted_training_resumes_as_if_it_had_not_been(tmp_path):
 
 @pytest.mark.skipif(
     BACKEND == "torch",
-    reason="Keras exports none of PyTorch with a list of inputs; run elsewhere",
+    reason="SavedModels of PyTorch need torch_xla; run elsewhere",
 )
 @pytest.mark.filterwarnings("ignore:.*native_serialization:DeprecationWarning")
 def test_export_needs_no_keras_san(tmp_path):

@@ -118,7 +118,7 @@ class TestFit:
         BACKEND != "tensorflow", reason="only its graphs forget; run there"
     )
     def test_another_size(self):
-        """Of networks that take any, images of a second size."""
+        """Networks that take any size get images of a second one."""
         gan = PairedGAN(
             keras.Sequential(
                 [

@@ -76,7 +76,7 @@ def folder(tmp_path_factory):
 
 
 def one_hot(labels, classes=4):
-    """By the nearest pixel."""
+    """Labels resized by the nearest pixel."""
     rows, columns = (
         np.floor((np.arange(n) + 0.5) * m / n).astype(int)
         for n, m in zip(SIZE, labels.shape)
@@ -365,7 +365,7 @@ class TestSettings:
 
 
 def make_run(path, classes):
-    """What a training leaves, of a network that is soon loaded."""
+    """Files as a training leaves them, of a network soon loaded."""
     channels = classes["num_classes"] + classes["edges"]
     keras.utils.set_random_seed(0)
     model = keras.Sequential(

@@ -143,15 +143,18 @@ class BaseGAN(Step, keras.Model):
                 "already, or come by callbacks.Evaluation. Received: "
                 + ", ".join(f"{name}={x!r}" for name, x in kwargs.items())
             )
-        self.generator_optimizer = optimizers.make(
-            generator_optimizer, self.generator
-        )
-        if critic_optimizer is self.generator_optimizer:
+        if (
+            isinstance(critic_optimizer, keras.optimizers.Optimizer)
+            and critic_optimizer is generator_optimizer
+        ):
             raise ValueError(
                 "Generator and critic need an optimizer each: one cannot "
                 "keep the moments of both. Received twice: "
                 f"{critic_optimizer}"
             )
+        self.generator_optimizer = optimizers.make(
+            generator_optimizer, self.generator
+        )
         self.critic_optimizer = optimizers.make(critic_optimizer, self.critic)
         self._compile_arguments = {
             "run_eagerly": run_eagerly,

@@ -274,8 +274,9 @@ class Step:
     def _generator_step(self, real, condition):
         inputs, fake_condition = self._generator_inputs(real, condition)
         window = self._make_window()
-        seen = Batch(window(real), condition, self._augment(real))
         augment = self._augment(real)
+        if self._generator_needs_real:
+            seen = Batch(window(real), condition, self._augment(real))
 
         def compute_loss():
             fake = self.generator(inputs, training=True)
