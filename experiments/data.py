@@ -39,6 +39,13 @@ class Images:
     def __len__(self):
         return len(self.images)
 
+    def take(self, chosen):
+        """The images of these numbers."""
+        labels = None if self.labels is None else self.labels[chosen]
+        return dataclasses.replace(
+            self, images=self.images[chosen], labels=labels
+        )
+
 
 def load(name="digits", split=None, size=None, data_dir=None, download=False):
     """Reads a whole dataset into memory.

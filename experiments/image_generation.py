@@ -8,6 +8,7 @@ import dataclasses
 import os
 
 import keras
+import numpy as np
 
 import keras_san
 from experiments import batches, data, runs, settings, training
@@ -27,6 +28,8 @@ class Images(settings.Data):
     """digits; a name in tensorflow-datasets; a folder"""
     size: settings.SomeCount = None
     """crop and scale to N x N"""
+    train_images: settings.SomeCount = None
+    """train on N of them, watch the logits of others"""
     network: settings.Name = "small"
     """small, cnn, resnet, biggan or r3gan; sets what follows"""
     last_block: settings.Flag = False
@@ -210,7 +213,8 @@ def run(args):
         data_dir=args.data_dir,
         download=args.download,
     )
-    drawn = make_batches(args, images)
+    learned, held_out = divide(args, images)
+    drawn = make_batches(args, learned)
     gan = run.build(lambda: make_gan(args, images))
     # Digits of 16 pixels are hard to see in their own size.
     scale = max(2, 64 // images.images.shape[1])
@@ -228,7 +232,7 @@ def run(args):
     if gan.is_chief:
         run.begin()
     grid = callbacks.SampleGrid(run.folder, scale=scale)
-    run.fit(gan, drawn, grid, first, last)
+    run.fit(gan, drawn, grid, first, last, held_out=held_out)
     if gan.is_chief:
         run.export(gan.averaged_generator or gan.generator)
         # Last, and at once: with it the run is finished.
@@ -245,6 +249,25 @@ def open_run(args):
     if args.evaluate_every is not None:
         check_count("samples", args.samples, least=10)
     return runs.Run(args, processes=True)
+
+
+def divide(args, images):
+    """The images to train on, and up to 1,000 of the others, or `None`."""
+    count = args.train_images
+    if count is None:
+        return images, None
+    if not 2 <= count < len(images):
+        raise ValueError(
+            "--train-images must be at least 2, and leave some images to "
+            f"compare with. Received: --train-images {count} of the "
+            f"{len(images)} of {images.name!r}"
+        )
+    order = np.random.default_rng(args.seed).permutation(len(images))
+    others = images.take(order[count : count + 1000])
+    held_out = [batches.to_float(others.images)]
+    if args.network == "biggan" and others.labels is not None:
+        held_out.append(others.labels)
+    return images.take(order[:count]), tuple(held_out)
 
 
 def make_batches(args, images):

@@ -202,7 +202,16 @@ class Run:
                 json.dump(values, file, indent=1)
             os.replace(f"{path}.new", path)
 
-    def fit(self, gan, batches, picture, first=(), last=(), before=0):
+    def fit(
+        self,
+        gan,
+        batches,
+        picture,
+        first=(),
+        last=(),
+        before=0,
+        held_out=None,
+    ):
         """Trains to the end, from where the run was left.
 
         Args:
@@ -212,6 +221,7 @@ class Run:
             first: Callbacks whose logs the others are to see.
             last: Callbacks that come after the checkpoint.
             before: Int, the epochs of another training that took batches.
+            held_out: Arrays to evaluate the GAN with in each epoch.
         """
         board = callbacks.TensorBoard(
             self.path("tensorboard"), picture=lambda model: picture.latest
@@ -223,7 +233,7 @@ class Run:
             *(self.checkpoint, *last),
         ]
         epochs = self.settings.epochs, self.settings.steps_per_epoch
-        fit(gan, batches, shown, self.finished, *epochs, before)
+        fit(gan, batches, shown, self.finished, *epochs, before, held_out)
 
     def save(self, gan, picture="samples.png"):
         """Leaves the generator of a run as a file, and says where."""
@@ -246,7 +256,9 @@ class Run:
             print(f"There is no SavedModel of the generator: {error}")
 
 
-def fit(model, batches, shown, finished, epochs, steps, before=0):
+def fit(
+    model, batches, shown, finished, epochs, steps, before=0, held_out=None
+):
     """Trains a model from epoch `finished` to `epochs`, see `Run.fit`."""
     model.fit(
         batches.feed((before + finished) * steps, (before + epochs) * steps),
@@ -254,6 +266,8 @@ def fit(model, batches, shown, finished, epochs, steps, before=0):
         initial_epoch=finished,
         steps_per_epoch=steps,
         shuffle=False,
+        validation_data=held_out,
+        validation_batch_size=batches.batch_size,
         verbose=0,
         callbacks=shown,
     )

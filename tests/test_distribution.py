@@ -246,7 +246,12 @@ OTHERS = {
 SETTINGS = {
     "form": "divide",
     "ema": 0.9,
-    "penalty": keras_san.penalties.GradientPenalty(),
+    "penalty": [
+        keras_san.penalties.GradientPenalty(),
+        keras_san.penalties.R1(0.1, interval=2),
+    ],
+    # It begins to act after four of the six updates.
+    "augmentation": keras_san.augmentation.AdaptiveAugmentation(images=64),
 }
 for name in ("latents", *OTHERS):
     for device, strategy in (("one", None), ("two", mirrored)):
@@ -256,7 +261,7 @@ for name in ("latents", *OTHERS):
                 gan = make_gan(**SETTINGS)
             # What it is compared with needs no graph.
             gan.run_eagerly = strategy is None
-            history = gan.fit(batches(images(N)), epochs=2, verbose=0)
+            history = gan.fit(batches(images(N)), epochs=3, verbose=0)
             generated = gan.generate(4, seed=0)
         else:
             make, arrays = OTHERS[name]
@@ -379,7 +384,12 @@ CASES = {
     "divide": {"form": "divide", "ema": 0.9},
     "project": {"form": "project", "critic_steps": 2},
     "penalty": {
-        "form": "divide", "penalty": keras_san.penalties.GradientPenalty()
+        "form": "divide",
+        "penalty": [
+            keras_san.penalties.GradientPenalty(),
+            keras_san.penalties.R1(0.1, interval=2),
+        ],
+        "augmentation": keras_san.augmentation.AdaptiveAugmentation(images=64),
     },
 }
 

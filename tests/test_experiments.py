@@ -179,7 +179,7 @@ class TestSettings:
         with pytest.raises(SystemExit):
             image_generation.parse(["--network", "cnn", "--help"])
         lines = capsys.readouterr().out.splitlines()
-        assert len(lines) <= 54
+        assert len(lines) <= 55
         # The defaults are those of the preset.
         assert any("--epochs" in x and "625" in x for x in lines)
 
@@ -266,6 +266,7 @@ class TestSettings:
             ({"network": "vgg"}, "biggan.*--network vgg"),
             ({"size": 20}, "multiple of 8"),
             ({"batch_size": 4000}, "--batch-size 4000"),
+            ({"train_images": 1797}, "--train-images 1797 of the 1797"),
             ({"data": "tests"}, "cannot be read as an image.*tests"),
             ({"strategy": "data_parallel"}, "variable KERAS_BACKEND=jax"),
             ({"strategy": "tpu"}, "cannot be set up on this machine.*tpu"),
@@ -280,6 +281,22 @@ class TestSettings:
         with pytest.raises(ValueError, match=message):
             image_generation.run(dataclasses.replace(good, **changes))
         assert not (tmp_path / "runs").exists()
+
+    def test_some_images_are_held_out(self, tmp_path):
+        every = images()
+        args = settings(tmp_path, train_images=12)
+        learned, (held_out,) = image_generation.divide(args, every)
+        parts = [batches.to_float(learned.images), held_out]
+        assert [len(x) for x in parts] == [12, 8]
+        found, all_of = np.concatenate(parts), batches.to_float(every.images)
+        assert sorted(map(bytes, found)) == sorted(map(bytes, all_of))
+        assert not np.array_equal(found, all_of)
+        for image, label in zip(learned.images, learned.labels):
+            (place,) = np.flatnonzero((every.images == image).all((1, 2, 3)))
+            assert every.labels[place] == label
+        run(tmp_path, train_images=1790, name="a")
+        (row,) = callbacks.read_log(tmp_path / "a" / "log.csv")
+        assert {"overfitting", "val_real_logit"} <= {*row}
 
     def test_oblong_images(self, tmp_path):
         for i in range(9):

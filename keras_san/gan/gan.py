@@ -46,9 +46,10 @@ class GAN(BackendGAN):
         augmentation: `None`, or how the critic is shown real and generated
             images, what `keras_san.augmentation.get` takes.
         joint: Boolean. Whether the critic gets real and generated images in
-            one batch, not one after the other. That is faster on large
-            devices, and takes the memory of both. A critic with batch
-            normalization does not allow it.
+            one batch, not one after the other: fewer and larger operations.
+            On CPUs that is no faster (0.95 to 1.3 times the time of an update,
+            `results/benchmark.md`). A critic with batch normalization does not
+            allow it.
         ema: `None`, or a float in (0, 1), as 0.999: the decay of an average of
             the generator's weights, from which `generate` then draws. The
             decay is at most `(1 + step) / (10 + step)`, so that the average

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_san import augmentation as augmentations
-from keras_san.checks import after
+from keras_san.checks import after, require
 from keras_san.critic_output import CriticOutput
 from keras_san.differentiation import (
     input_gradients,
@@ -130,7 +130,14 @@ class Step:
                 "Received: images of dtype "
                 f"{keras.backend.standardize_dtype(real.dtype)}"
             )
-        return real, condition
+        size = ops.shape(real)[0]
+        some = require(
+            size >= 1,
+            "A device got no image of a batch. Make batches larger, or drop "
+            "the remainder: `dataset.batch(n, drop_remainder=True)`. "
+            "Received: a batch of images that is empty on a device",
+        )
+        return after(some, real), condition
 
     def _check_values(self, x, y):
         """Requires that values of arrays are in range, see `checks.require`."""
