@@ -47,7 +47,7 @@ class GAN(BackendGAN):
             images, what `keras_san.augmentation.get` takes.
         joint: Boolean. Whether the critic gets real and generated images in
             one batch, not one after the other: fewer and larger operations.
-            On CPUs that is no faster (0.95 to 1.3 times the time of an update,
+            On CPUs that is no faster (1.0 to 1.3 times the time of an update,
             `results/benchmark.md`). A critic with batch normalization does not
             allow it.
         ema: `None`, or a float in (0, 1), as 0.999: the decay of an average of
