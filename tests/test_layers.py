@@ -565,6 +565,8 @@ class OfKeras2(layers.Layer):
     [
         SANWrapper,
         keras_san.diagnostics.layer_norms,
+        keras_san.metrics.extractors.KerasExtractor,
+        lambda layer: keras_san.losses.PerceptualLoss(extractor=layer),
         lambda layer: keras_san.GAN(layer, layer, 2),
     ],
 )
@@ -575,7 +577,6 @@ def test_keras_2_is_named(use, derived):
         use(cls())
 
 
-# Modes of Keras' newest versions, and of older ones.
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
 @pytest.mark.parametrize(
     "make",
