@@ -20,7 +20,12 @@ from keras_san import (
 from keras_san.export import strip
 from keras_san.gan import GAN, AttributeGAN, PairedGAN
 from keras_san.kernel_normalization import hold_norms
-from keras_san.layers import SANConv2D, SANDense, SANWrapper
+from keras_san.layers import (
+    SANConv2D,
+    SANDense,
+    SANWrapper,
+    measure_norms,
+)
 
 __version__ = "0.1.0"
 
@@ -36,6 +41,7 @@ __all__ = [
     "diagnostics",
     "hold_norms",
     "losses",
+    "measure_norms",
     "metrics",
     "networks",
     "normalizers",

@@ -83,6 +83,18 @@ def require_range(values, low, high, message):
     )
 
 
+def check_keras_3(layer):
+    """Raises a `ValueError` for a layer or model of Keras 2."""
+    if any(c.__module__.split(".")[0] == "tf_keras" for c in type(layer).mro()):
+        raise ValueError(
+            "keras_san takes layers and models of Keras 3, as `import keras` "
+            "has them, and not those of tf_keras, as `tf.keras` has them if "
+            "TF_USE_LEGACY_KERAS is set. "
+            f"Received: {layer} (of type {type(layer).__module__}."
+            f"{type(layer).__name__})"
+        )
+
+
 def deserialized(identifier):
     """An object of its serialized form, `None` if that is not of one."""
     if not isinstance(identifier, dict):

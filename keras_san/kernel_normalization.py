@@ -54,16 +54,20 @@ class KernelNormalization(keras.layers.Layer):
             another layer. (Were it an argument itself, Keras would count it
             as a weight of this layer, too.)
         owner: String, the name of that layer.
-        name: String.
+        kernel_name: String, the attribute of that layer.
     """
 
-    def __init__(self, normalizer, geometry, get_kernel, owner, name):
+    def __init__(self, normalizer, geometry, get_kernel, owner, kernel_name):
+        # Not the kernel's own name: a path would lead to a weight and to a
+        # layer, and neither `.h5` files nor `get_state_tree` allow that.
+        name = f"{kernel_name}_normalization"
         super().__init__(name=name, dtype="float32", autocast=False)
         self.normalizer = normalizer
         self.rule = normalizer.for_kernel(geometry)
         self.geometry = geometry
         self.get_kernel = get_kernel
         self.owner = owner
+        self.kernel_name = kernel_name
         self.seed_generator = None
         self.vectors = []
         self.divides = normalizer.form == "divide"
@@ -171,6 +175,21 @@ class KernelNormalization(keras.layers.Layer):
         for variable, value in zip(variables, new):
             variable.assign(value)
 
+    def measure_exactly(self):
+        """Measures as when it was built, or projects the kernel."""
+        kernel = self.get_kernel()
+        if not self.divides:
+            kernel.assign(self.project(ops.convert_to_tensor(kernel)))
+            return
+        kernel = ops.cast(self._read_kernel(), "float32")
+        sample = self.rule.draw(kernel.shape, self.geometry, seed=0)
+        norm = self.rule.norm(kernel, self.geometry, sample)
+        self._require_finite(norm)
+        self.norm.assign(norm)
+        start = self.rule.start(kernel, self.geometry)
+        for variable, value in zip(self.vectors, start):
+            variable.assign(value)
+
     def gain(self):
         """The current factor on the norm.
 
@@ -201,11 +220,15 @@ class KernelNormalization(keras.layers.Layer):
     def _require_finite(self, norm):
         require(
             ops.isfinite(norm),
-            f"The norm of the {self.name} of layer {self.owner} is not "
-            "finite. Training has diverged (try a smaller learning rate, and "
-            "look at the loss and the data of the last steps), or broken "
+            f"The norm of the {self.kernel_name} of layer {self.owner} is "
+            "not finite. Training has diverged (try a smaller learning rate, "
+            "and look at the loss and the data of the last steps), or broken "
             "weights were loaded. Received: a kernel with NaN or infinity",
         )
+
+    # Of all layers of a model, Keras quantizes those without layers inside.
+    def quantize(self, mode=None, **kwargs):
+        refuse_quantization(self.owner, mode)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -217,6 +240,21 @@ class KernelNormalization(keras.layers.Layer):
             self.seed_generator.state.assign(store["seed"])
             store = {key: store[key] for key in store.keys() if key != "seed"}
         super().load_own_variables(store)
+
+
+def refuse_quantization(owner, mode=None, **kwargs):
+    """Raises a `ValueError`: a quantized kernel cannot be divided.
+
+    Args:
+        owner: String, the name of the layer that normalizes its kernel.
+        mode: String, that of Keras' `quantize`.
+        **kwargs: The other arguments of Keras' `quantize`.
+    """
+    raise ValueError(
+        "A kernel that is divided by its norm, or wrapped, cannot be "
+        "quantized. Quantize what `keras_san.strip` makes of the model. "
+        f"Received: quantize({mode!r}) on layer {owner}"
+    )
 
 
 def _wide(kernel):

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_san import normalizers
+from keras_san.checks import check_keras_3
 from keras_san.differentiation import InheritingScope
 from keras_san.geometry import (
     CONVOLUTIONS,
@@ -17,7 +18,10 @@ from keras_san.geometry import (
     geometry_of,
     kernels_of,
 )
-from keras_san.kernel_normalization import KernelNormalization
+from keras_san.kernel_normalization import (
+    KernelNormalization,
+    refuse_quantization,
+)
 from keras_san.padding import (
     call_circular,
     circular_output_shape,
@@ -27,7 +31,34 @@ from keras_san.padding import (
 
 def flatten_layers(model):
     """All layers of a model at any depth, the model itself included."""
+    check_keras_3(model)
     return model._flatten_layers()
+
+
+def measure_norms(model):
+    """Measures the norms of all kernels anew, exactly, as when built.
+
+    For kernels that you have assigned: until the next training call that
+    measures, they are divided by the norms of those before, and the first
+    power iteration starts from their singular vectors. With `form="project"`
+    the kernels are projected. An adaptive gain stays. Norms that are loaded
+    with their kernels, by `load_weights` or `set_weights`, are right already.
+
+    Args:
+        model: A built Keras model, or a layer of `keras_san`.
+
+    Raises:
+        ValueError: if a kernel is not finite.
+
+    Example:
+    ```python
+    layer.kernel.assign(kernel)
+    keras_san.measure_norms(layer)
+    ```
+    """
+    for layer in flatten_layers(model):
+        if isinstance(layer, KernelNormalization):
+            layer.measure_exactly()
 
 
 def _build_normalized(owner, layer, build, input_shape):
@@ -43,6 +74,12 @@ def _build_normalized(owner, layer, build, input_shape):
         A list of `KernelNormalization`.
     """
     normalizer = owner.normalizer
+    if layer.quantization_mode is not None:
+        raise ValueError(
+            "A quantized layer cannot be wrapped, nor its kernel normalized: "
+            "set the dtype policy to that of floats. Received: layer "
+            f"{owner.name} with dtype policy '{layer.dtype_policy.name}'"
+        )
     if normalizer is None:
         build(input_shape)
         return []
@@ -184,6 +221,9 @@ class _Normalized:
             return circular_output_shape(self, compute, input_shape)
         return compute(input_shape)
 
+    def quantize(self, mode=None, **kwargs):
+        refuse_quantization(self.name, mode)
+
     def get_config(self):
         return {**super().get_config(), **_config(self)}
 
@@ -203,14 +243,18 @@ def _config(owner):
 class SANConv2D(_Normalized, keras.layers.Conv2D):
     """A `keras.layers.Conv2D` that keeps its kernel normalized.
 
+    The norm is measured when the layer is built, and in training. Once you
+    have assigned a kernel, call `keras_san.measure_norms(layer)`.
+
     Args:
         filters: Int, the number of output channels.
         kernel_size: Int or pair of ints.
         strides: Int or pair of ints.
         padding: `"circular"` (the image continues periodically; the output
             has the size that `"same"` gives, see
-            `keras_san.padding.circular_amounts`), `"same"` or `"valid"`. With
-            zero padding the norm of Lemma 1 is approximate.
+            `keras_san.padding.circular_amounts`), `"same"` or `"valid"`, in
+            upper or lower case. With zero padding the norm of Lemma 1 is
+            approximate.
         *args: As those of `keras.layers.Conv2D`.
         normalizer: What `keras_san.normalizers.get` takes: a name such as
             `"san"`, a normalizer, or `None`.
@@ -247,12 +291,12 @@ class SANConv2D(_Normalized, keras.layers.Conv2D):
         normalizer="san",
         **kwargs,
     ):
-        if padding not in ("circular", "same", "valid"):
+        if _lower(padding) not in ("circular", "same", "valid"):
             raise ValueError(
                 '`padding` must be "circular", "same" or "valid". '
                 f"Received: padding={padding!r}"
             )
-        circular = padding == "circular"
+        circular = _lower(padding) == "circular"
         super().__init__(
             filters,
             kernel_size,
@@ -268,6 +312,9 @@ class SANConv2D(_Normalized, keras.layers.Conv2D):
 @keras.saving.register_keras_serializable("keras_san")
 class SANDense(_Normalized, keras.layers.Dense):
     """A `keras.layers.Dense` divided by its top singular value.
+
+    The norm is measured when the layer is built, and in training. Once you
+    have assigned a kernel, call `keras_san.measure_norms(layer)`.
 
     Args:
         units: Int, the size of the output.
@@ -305,6 +352,10 @@ class SANDense(_Normalized, keras.layers.Dense):
 class SANWrapper(keras.layers.Wrapper):
     """Keeps the kernel of any layer normalized.
 
+    The norm is measured when the layer is built, and in training. Once you
+    have assigned a kernel, call `keras_san.measure_norms(layer)`. Keras'
+    `quantize` is refused, also of `layer`: `strip` comes first.
+
     Args:
         layer: A layer with a `kernel` (convolutions of all kinds, `Dense`,
             `EinsumDense`, custom layers), a `depthwise_kernel` and
@@ -316,8 +367,10 @@ class SANWrapper(keras.layers.Wrapper):
         padding: `None`, or for convolutions `"circular"`, which replaces the
             layer's own padding. Transposed convolutions then are the
             transpose of the strided circular convolution.
-        **kwargs: As those of `keras.layers.Layer`. The dtype policy is that
-            of `layer`.
+        **kwargs: As those of `keras.layers.Layer`. A `dtype` is set on
+            `layer`, too, which computes in it (Keras' own wrappers leave it
+            as it is, and cast around it); without one the wrapper has that of
+            `layer`.
 
     Input and output shape:
         Those of `layer`; with `padding="circular"` those that it has with
@@ -327,8 +380,8 @@ class SANWrapper(keras.layers.Wrapper):
         ValueError: for an unknown normalizer or padding, for a layer without
             a kernel (when built, if it cannot be known before), for
             `padding="circular"` on anything but a convolution, for a `dtype`
-            other than the layer's; when built, for a circular padding wider
-            than the image.
+            in which the weights of a built layer are not; when built, for a
+            circular padding wider than the image, and for a quantized layer.
 
     Example:
     ```python
@@ -343,6 +396,7 @@ class SANWrapper(keras.layers.Wrapper):
     """
 
     def __init__(self, layer, normalizer="san", padding=None, **kwargs):
+        check_keras_3(layer)
         if not isinstance(layer, keras.layers.Layer) or _has_no_kernel(layer):
             raise ValueError(_no_kernel_message(layer))
         if isinstance(layer, (_Normalized, SANWrapper)):
@@ -350,31 +404,25 @@ class SANWrapper(keras.layers.Wrapper):
                 "The layer normalizes its kernel itself. Wrap a plain Keras "
                 f"layer instead. Received: layer={layer}"
             )
-        if padding not in (None, "circular"):
+        if _lower(padding) not in (None, "circular"):
             raise ValueError(
                 '`padding` must be "circular", or None for the padding of '
                 f"the wrapped layer. Received: padding={padding!r}"
             )
-        if padding == "circular":
+        if padding is not None:
             _check_circular(layer)
-        dtype = kwargs.pop("dtype", None)
-        if dtype is not None and (
-            keras.dtype_policies.get(dtype) != layer.dtype_policy
-        ):
-            raise ValueError(
-                "A wrapper computes in the dtype of its layer: set it there. "
-                f"Received: dtype={dtype}, while the layer's is "
-                f"{layer.dtype_policy}"
-            )
+        _set_policy(layer, kwargs.pop("dtype", None))
         kwargs.setdefault("activity_regularizer", layer.activity_regularizer)
         # Not `san_...`: `SANConv2D` takes such names.
         kwargs.setdefault("name", f"{layer.name}_san")
         super().__init__(
             layer, dtype=layer.dtype_policy, autocast=layer.autocast, **kwargs
         )
-        self.circular = padding == "circular"
+        self.circular = padding is not None
         if self.circular:
             layer.padding = "valid"
+        # Keras quantizes inner layers by themselves, and would call them so.
+        layer.quantize = functools.partial(refuse_quantization, self.name)
         self.normalizer = normalizers.get(normalizer)
         self.supports_masking = layer.supports_masking
         self._pass_training = (
@@ -416,6 +464,9 @@ class SANWrapper(keras.layers.Wrapper):
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)
 
+    def quantize(self, mode=None, **kwargs):
+        refuse_quantization(self.name, mode)
+
     def get_config(self):
         return {**super().get_config(), **_config(self)}
 
@@ -427,6 +478,26 @@ def _has_no_kernel(layer):
     if isinstance(layer, (*LINEAR, keras.layers.Embedding)):
         return False
     return layer.built or type(layer).__module__.startswith("keras.")
+
+
+def _set_policy(layer, dtype):
+    """Sets the dtype policy of a layer that may have been built."""
+    if dtype is None:
+        return
+    policy = keras.dtype_policies.get(dtype)
+    if layer.built and policy.variable_dtype != layer.variable_dtype:
+        raise ValueError(
+            "The layer has been built, and its weights keep their dtype: give "
+            f"`dtype` to the layer itself. Received: dtype={dtype}, while the "
+            f"layer's weights are {layer.variable_dtype}"
+        )
+    if policy != layer.dtype_policy:
+        layer.dtype_policy = policy
+
+
+def _lower(padding):
+    """The padding in lower case, as Keras reads it."""
+    return padding.lower() if isinstance(padding, str) else padding
 
 
 def _check_circular(layer):

@@ -9,7 +9,7 @@ import os
 import keras
 from keras import ops
 
-from keras_san.checks import check_positive, deserialized
+from keras_san.checks import check_keras_3, check_positive, deserialized
 
 
 class AdversarialLoss:
@@ -286,6 +286,7 @@ def _feature_network(extractor):
             127.5 * (ops.cast(images, "float32") + 1.0)
         )
 
+    check_keras_3(extractor)
     if isinstance(extractor, keras.Model):
         return extractor, unchanged
     if extractor == "vgg19":

@@ -204,7 +204,8 @@ class SparsityAware(Normalizer):
 
     Convolutions are divided by the largest gain from one input channel to
     one output channel (Lemma 1), dense layers by their top singular value.
-    The gradient takes the norm for a constant, as in the authors' code. The
+    The gradient takes the norm for a constant, as the authors' code does for
+    convolutions (for dense layers theirs has the gradient of `Spectral`). The
     norm is exact with circular padding, and approximate with zero padding.
 
     Args:
@@ -379,7 +380,9 @@ class Spectral(SpectralNormalizer):
 
     The norm is the top singular value of the kernel as a `(fan_in, out)`
     matrix, tracked by one power iteration per measurement from a converged
-    start. Gradients flow through the norm, not through its vectors.
+    start. Gradients flow through the norm, not through its vectors `u` and
+    `v`. In the gradient `v` follows from the new `u`, and so is half a step
+    further than in Algorithm 1.
 
     Args:
         scale: Positive float that the normalized kernel is multiplied by.

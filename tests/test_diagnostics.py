@@ -18,6 +18,7 @@ from keras import layers, ops
 from keras_san import SANConv2D, SANDense, SANWrapper, normalizers
 from keras_san.diagnostics import (
     channel_sparsity,
+    diagnose,
     gradient_bounds,
     hessian_norm,
     input_gradients,
@@ -493,6 +494,19 @@ def test_record(kind):
     np.testing.assert_array_equal(to_numpy(model(images)), before)
     for weight, value in zip(model.weights, weights):
         np.testing.assert_array_equal(to_numpy(weight), value)
+
+
+@pytest.mark.filterwarnings("ignore:.*`quantize` method:UserWarning")
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+def test_quantized_layers_are_refused(mode):
+    model = sequential((8, 8, 1), layers.Flatten(), layers.Dense(1, name="d"))
+    model.quantize(mode)
+    images = images_of(2, 8, 8, 1)
+    for measure in (weight_gradients, channel_sparsity, hessian_norm, diagnose):
+        with pytest.raises(
+            ValueError, match=f"before it is quantized.*layer d .*'{mode}_from"
+        ):
+            measure(model, images)
 
 
 def test_record_leaves_nothing_after_an_error():

@@ -35,6 +35,14 @@ def with_critic(critic, compile=True, **kwargs):
     return gan
 
 
+def test_the_old_format_is_refused_before_it_empties_a_file(tmp_path):
+    path = tmp_path / "gan.h5"
+    path.write_text("good")
+    with pytest.raises(ValueError, match="cannot hold a GAN.*Received: "):
+        make_gan(None).save(path)
+    assert path.read_text() == "good"
+
+
 class TestCompile:
     @pytest.mark.parametrize(
         "wrong", [{"loss": "wasserstein"}, {"metrics": ["mse"]}]

@@ -305,9 +305,12 @@ class TestNIQE:
         expected = np.sqrt(gap @ np.linalg.pinv(covariance) @ gap)
         np.testing.assert_allclose(niqe(image), expected)
 
-    def test_flat_image(self):
-        image = np.full((200, 100, 3), 77, "uint8")
-        with pytest.raises(ValueError, match="all blocks.*flat.*200, 100, 3"):
+    @pytest.mark.parametrize("slope", [0, 1])
+    def test_flat_and_regular_images(self, slope):
+        ramp = slope * np.arange(100)[:, None, None]
+        image = np.broadcast_to(77 + ramp, (100, 200, 3)).astype("uint8")
+        assert np.isnan(niqe_features(image)).any(axis=1).all()
+        with pytest.raises(ValueError, match="Flat parts, ramps.*100, 200, 3"):
             niqe(image)
 
     @pytest.mark.parametrize(

@@ -495,8 +495,18 @@ def built(layer, shape):
             r"Leave out `output_padding`.*output_padding=\(1, 1\)",
         ),
         (
-            lambda: SANWrapper(layers.Dense(2), dtype="float16"),
-            "set it there.*Received: dtype=float16, while .*float32",
+            lambda: SANWrapper(built(layers.Dense(2), (1, 2)), dtype="float16"),
+            "has been built.*Received: dtype=float16, while .*float32",
+        ),
+        (
+            lambda: SANWrapper(
+                layers.Dense(2, dtype="int8_from_float32"), normalizer=None
+            ).build((1, 2)),
+            "quantized layer cannot.*Received: .* 'int8_from_float32'",
+        ),
+        (
+            lambda: SANDense(2, dtype="int8_from_float32").build((1, 2)),
+            "quantized layer cannot.*Received: .* 'int8_from_float32'",
         ),
         (
             lambda: SANWrapper(layers.Dense(2), padding="bad"),
@@ -532,6 +542,77 @@ def test_bad_padding_names_all_that_there_are():
     with pytest.raises(ValueError, match="Received: .*bad") as caught:
         SANConv2D(2, 3, padding="bad")
     assert "circular" in str(caught.value)
+
+
+def test_padding_in_upper_case():
+    """As Keras reads it, in whatever case."""
+    for padding in ("circular", "same", "valid"):
+        layer = SANConv2D(2, 3, padding=padding.upper())
+        assert layer.get_config()["padding"] == padding
+    wrapper = SANWrapper(layers.Conv2D(2, 3), padding="Circular")
+    assert wrapper.circular and wrapper.layer.padding == "valid"
+
+
+class OfKeras2(layers.Layer):
+    """A stand-in, which even has a kernel."""
+
+    __module__ = "tf_keras.src.layers.core.dense"
+    kernel = None
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        SANWrapper,
+        keras_san.diagnostics.layer_norms,
+        keras_san.metrics.extractors.KerasExtractor,
+        lambda layer: keras_san.losses.PerceptualLoss(extractor=layer),
+        lambda layer: keras_san.GAN(layer, layer, 2),
+    ],
+)
+@pytest.mark.parametrize("derived", [False, True])
+def test_keras_2_is_named(use, derived):
+    cls = type("Derived", (OfKeras2,), {}) if derived else OfKeras2
+    with pytest.raises(ValueError, match="Keras 3.*tf_keras.*Received: <"):
+        use(cls())
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SANDense(3),
+        lambda: SANDense(3, normalizer=None),
+        lambda: SANConv2D(2, 3),
+        lambda: SANWrapper(layers.Dense(3)),
+        lambda: SANWrapper(layers.Dense(3), normalizer=None),
+        lambda: SANWrapper(
+            layers.EinsumDense("...a,ab->...b", 3),
+            normalizers.Spectral(form="project"),
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*`quantize` method:UserWarning")
+def test_quantization_is_refused(make, mode):
+    layer = make()
+    inputs = some_inputs((2, 4, 4, 2), 0)
+    model = keras.Sequential([keras.Input(inputs.shape[1:]), layer])
+    before = to_numpy(model(inputs))
+    parts = [model, layer, getattr(layer, "layer", layer)]
+    for part in parts:
+        with pytest.raises(ValueError, match="strip.*Received: quantize"):
+            part.quantize(mode)
+    np.testing.assert_array_equal(to_numpy(model(inputs)), before)
+
+
+def test_a_stripped_layer_can_be_quantized():
+    layer = SANWrapper(layers.Dense(3))
+    layer.build((None, 4))
+    inputs = some_inputs((2, 4), 0)
+    expected = to_numpy(layer(inputs))
+    plain = keras_san.strip(layer)
+    plain.quantize("int8")
+    np.testing.assert_allclose(to_numpy(plain(inputs)), expected, atol=0.1)
 
 
 def test_padding_wider_than_an_image_of_unknown_size():
@@ -741,6 +822,27 @@ def test_a_wrapper_has_the_policy_and_regularizer_of_its_layer():
     outputs = copy(np.ones((2, 3), "float32"))
     assert keras.utils.standardize_dtype(outputs.dtype) == "bfloat16"
     assert len(copy.losses) == 1
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_a_wrapper_gives_its_policy_to_its_layer(is_built):
+    plain = layers.Dense(2)
+    if is_built:
+        plain.build((None, 3))
+    layer = SANWrapper(plain, dtype="mixed_bfloat16")
+    copy = SANWrapper.from_config(layer.get_config())
+    inputs = some_inputs((2, 3), 0)
+    expected = layers.Dense(2, dtype="mixed_bfloat16")
+    expected.build((None, 3))
+    for wrapper in (layer, copy):
+        outputs = wrapper(inputs)
+        expected.set_weights(keras_san.strip(wrapper).get_weights())
+        assert wrapper.layer.kernel.dtype == "float32"
+        assert keras.utils.standardize_dtype(outputs.dtype) == "bfloat16"
+        np.testing.assert_array_equal(
+            to_numpy(ops.cast(outputs, "float32")),
+            to_numpy(ops.cast(expected(inputs), "float32")),
+        )
 
 
 CONV_ARGUMENTS = {
@@ -1422,6 +1524,53 @@ def test_lora_is_refused(wrap, form):
     (layer.layer if wrap else layer).enable_lora(2)
     with pytest.raises(ValueError, match="Received: enable_lora"):
         layer(some_inputs((2, 4), 0))
+
+
+@pytest.mark.parametrize("form", ["divide", "project"])
+@pytest.mark.parametrize("name, norm", [("san", None), ("sn", matrix_norm)])
+def test_assigned_kernels_are_measured_on_request(name, norm, form):
+    cls = type(normalizers.get(name))
+    layer = SANConv2D(2, 3, use_bias=False, normalizer=cls(form=form))
+    inputs = some_inputs((1, 4, 5, 2), 0)
+    model = keras.Sequential([keras.Input(inputs.shape[1:]), layer])
+    kernel = raw_kernel((3, 3, 2, 2), 1)
+    layer.kernel.assign(kernel)
+    keras_san.measure_norms(model)
+    if norm is None:
+        kernel = kernel / sparsity_aware(kernel, (4, 5))
+    else:
+        kernel = kernel / norm(kernel.reshape(-1, 2))
+    check(model(inputs), circular_convolution(inputs, kernel))
+    if (name, form) == ("sn", "divide"):
+        # One more step of power iteration changes nothing.
+        before = to_numpy(layer.normalizations[0].norm)
+        model(inputs, training=True)
+        after = to_numpy(layer.normalizations[0].norm)
+        np.testing.assert_allclose(after, before, rtol=1e-5)
+
+
+def test_no_path_leads_to_a_weight_and_to_a_layer(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            SANConv2D(2, 3),
+            SANWrapper(layers.SeparableConv2D(2, 3), "sn"),
+            SANDense(2, name="dense"),
+        ],
+        name="critic",
+    )
+    inputs = some_inputs((2, 6, 6, 2), 0)
+    model(inputs, training=True)
+    path = str(tmp_path / "model.h5")
+    model.save(path)
+    loaded = keras.saving.load_model(path, compile=False)
+    np.testing.assert_array_equal(
+        to_numpy(loaded(inputs)), to_numpy(model(inputs))
+    )
+    model.trainable = False
+    model.compile("adam")
+    tree = model.get_state_tree()["non_trainable_variables"]
+    assert {"kernel", "kernel_normalization"} <= {*tree["critic"]["dense"]}
 
 
 def test_default_names_do_not_clash():

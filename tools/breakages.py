@@ -338,6 +338,24 @@ keras_san/layers.py: a layer that has been built is not projected
 - kernel.assign(normalization.project(raw))
 + kernel.assign(raw)
 
+@ tests/test_layers.py ? quantiz assigned policy upper
+
+keras_san/layers.py: Keras quantizes the layer in a wrapper
+- layer.quantize = functools.partial(refuse_quantization, self.name)
++ self.refuse_quantization = True
+
+keras_san/layers.py: the layer in a wrapper keeps its own policy
+- layer.dtype_policy = policy
++ pass
+
+keras_san/layers.py: only lower case is read as circular
+- circular = _lower(padding) == "circular"
++ circular = padding == "circular"
+
+keras_san/kernel_normalization.py: the vectors of assigned kernels stay
+- for variable, value in zip(self.vectors, start):
++ for variable, value in zip((), start):
+
 @ tests/test_layers.py ? frozen hold lora
 
 keras_san/layers.py: norms of frozen layers are measured
@@ -797,6 +815,12 @@ keras_san/networks/blocks.py: the critic cuts images off at zero
 keras_san/networks/sngan.py: a layer of the critic has another kernel
 - (256, 3, 1),
 + (256, 4, 1),
+
+@ tests/test_networks.py ? initializers
+
+keras_san/networks/sngan.py: the last layer starts as those before a ReLU
+- _glorot(1 if last else kernel_size)
++ _glorot(kernel_size)
 
 @ tests/test_networks.py ? labels residual
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_san.critic_output import of_scales
-from keras_san.diagnostics.kernels import running_with
+from keras_san.diagnostics.kernels import check_not_quantized, running_with
 from keras_san.differentiation import hessian_product, value_and_gradients
 from keras_san.kernel_normalization import hold_norms
 from keras_san.kernels import find_kernels
@@ -60,6 +60,7 @@ def weight_gradients(model, images, score=mean_score):
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773),
         on exploding gradients.
     """
+    check_not_quantized(model)
     kernels = find_kernels(model)
     images = _tensors(images)
     effective = [_float32(kernel.effective()) for kernel in kernels]
@@ -142,6 +143,7 @@ def hessian_norm(model, images, score=mean_score, steps=10, seed=0):
     Returns:
         A float.
     """
+    check_not_quantized(model)
     kernels = find_kernels(model)
     images = _tensors(images)
     values = [_float32(kernel.effective()) for kernel in kernels]

@@ -10,6 +10,21 @@ from keras import ops
 from keras_san import normalizers, norms
 from keras_san.geometry import Matrix
 from keras_san.kernels import find_kernels
+from keras_san.layers import flatten_layers
+
+
+def check_not_quantized(model):
+    """Raises a `ValueError` for a model with a quantized layer.
+
+    Its kernel is of whole numbers, and its `call` is not what runs.
+    """
+    for layer in flatten_layers(model):
+        if layer.quantization_mode is not None:
+            raise ValueError(
+                "A quantized layer cannot be measured: diagnose the model "
+                f"before it is quantized. Received: layer {layer.name} with "
+                f"dtype policy '{layer.dtype_policy.name}'"
+            )
 
 
 @contextlib.contextmanager
@@ -90,13 +105,14 @@ def layer_norms(model, operator=True, slope=0.0):
           `2 / ((1 + slope**2) * fan_in)`.
 
     Raises:
-        ValueError: if the model has no kernel.
+        ValueError: if the model has no kernel, or a quantized one.
 
     Reference:
         [Kligvasser and Michaeli, 2021](https://arxiv.org/abs/2103.02458),
         Lemma 1; [Miyato et al., 2018](https://arxiv.org/abs/1802.05957);
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773).
     """
+    check_not_quantized(model)
     kernels = find_kernels(model)
     if not kernels:
         raise ValueError(

@@ -6,6 +6,7 @@ import dataclasses
 import keras
 from keras import ops
 
+from keras_san.diagnostics.kernels import check_not_quantized
 from keras_san.kernel_normalization import KernelNormalization
 from keras_san.kernels import find_kernels
 from keras_san.layers import SANWrapper, flatten_layers
@@ -38,6 +39,7 @@ def record(model, inputs):
         `(outputs, calls)`: the outputs of the model, and a list of `Call` in
         the order in which they were run, without those that did nothing.
     """
+    check_not_quantized(model)
     calls = []
 
     def recording(layer, call):

@@ -112,7 +112,8 @@ def diagnose(model, images, score=mean_score, operator=False):
 
     Raises:
         ValueError: if there are fewer than two images, they are all the same
-            or hold NaN or infinity, or the model has no kernel.
+            or hold NaN or infinity, or the model has no kernel, or a
+            quantized layer.
     """
     first = keras.tree.flatten(images)[0]
     if len(first) < 2:

@@ -326,6 +326,15 @@ class BaseGAN(Step, keras.Model):
             }
         )
 
+    def save(self, filepath, *args, **kwargs):
+        # Before Keras empties a file that may be good.
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise ValueError(
+                "Keras' old format cannot hold a GAN: save it as `.keras`. "
+                f"Received: filepath={filepath!r}"
+            )
+        super().save(filepath, *args, **kwargs)
+
     # Keras saves the state of no seed generator, without which a resumed
     # training would draw other latents.
 

@@ -2,11 +2,12 @@
 
 import keras
 
-from keras_san.checks import after, require
+from keras_san.checks import after, check_keras_3, require
 
 
 def check_network(name, network):
     """Raises a `ValueError` unless a network is built and has known inputs."""
+    check_keras_3(network)
     if not isinstance(network, keras.Model) or not network.built:
         raise ValueError(
             f"`{name}` must be a built `keras.Model`, as a functional model "

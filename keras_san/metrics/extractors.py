@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_san.checks import check_count
+from keras_san.checks import check_count, check_keras_3
 
 INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 
@@ -43,6 +43,7 @@ class KerasExtractor:
         self, model, features="features", logits="logits", batch_size=250
     ):
         self.name = "model"
+        check_keras_3(model)
         if not isinstance(model, keras.Model):
             self.name = os.path.basename(model)
             model = _load(model)

@@ -131,13 +131,14 @@ class NIQEModel:
             A `NIQEModel`.
 
         Raises:
-            ValueError: for fewer than two blocks that are not flat.
+            ValueError: for fewer than two blocks that have all statistics.
         """
         whole = np.isfinite(features).all(axis=1).sum()
         if whole < 2:
             raise ValueError(
                 "A NIQE model needs at least two sharp blocks of 96x96 "
-                f"pixels: pass more or larger images. Received: {whole}"
+                "pixels, neither flat nor as regular as a ramp: pass more or "
+                f"larger images. Received: {whole}"
             )
         return cls(*_mean_and_covariance(features), _niqe_window())
 
@@ -197,9 +198,11 @@ def niqe(image, model=None, crop=0):
     the authors', whose images are not free: `tools/fit_niqe.py` fitted it to
     the 200 training photographs of BSDS500.
 
-    Flat parts, such as a clipped sky, have no statistics. Blocks that are
-    entirely flat are left out of the covariance and, except for their shape
-    parameters (0.2), out of the mean. The covariance of a single block is 0.
+    Flat parts, such as a clipped sky, have no statistics, and parts as regular
+    as a ramp or a straight edge lack some: their contrasts to what is around,
+    or the products of neighbours' contrasts, have only one sign. Such blocks
+    are left out of the covariance, and what they lack (but for their shape
+    parameters) out of the mean. The covariance of a single block is 0.
 
     Args:
         image: uint8 array `(height, width)` or `(height, width, 1 or 3)`. It
@@ -212,7 +215,7 @@ def niqe(image, model=None, crop=0):
 
     Raises:
         ValueError: for any other arguments, if `crop` leaves no block, or if
-            all blocks are flat.
+            all blocks are flat or regular.
 
     Reference:
         [Mittal et al., 2013](https://doi.org/10.1109/LSP.2012.2227726).
@@ -221,8 +224,10 @@ def niqe(image, model=None, crop=0):
     features = niqe_features(image, crop, window=model.window)
     if not np.isfinite(features).all(axis=1).any():
         raise ValueError(
-            "NIQE has no value where all blocks of 96x96 pixels are flat. "
-            f"Received: an image of shape {np.shape(image)}, all flat"
+            "NIQE needs a block of 96x96 pixels that has contrasts, and "
+            "products of neighbours' contrasts, of both signs. Flat parts, "
+            "ramps and straight edges have not. Received: an image of shape "
+            f"{np.shape(image)} without such a block"
         )
     mean, covariance = _mean_and_covariance(features)
     gap = model.mean - mean
@@ -259,10 +264,11 @@ def niqe_features(image, crop=0, sharpness=None, window=None):
             `None` for a Gaussian with a standard deviation of 7 / 6.
 
     Returns:
-        A float64 array `(blocks, 36)`. Flat blocks have NaN in it.
+        A float64 array `(blocks, 36)`. Flat and regular blocks, see `niqe`,
+        have NaN in it.
 
     Raises:
-        ValueError: as in `niqe`, but not for flat blocks, and for any other
+        ValueError: as in `niqe`, but not for such blocks, and for any other
             `sharpness`.
     """
     if sharpness is not None and not 0.0 <= sharpness < 1.0:

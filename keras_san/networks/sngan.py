@@ -188,12 +188,15 @@ def resnet_generator(resolution=32, channels=3, latent_dim=128, width=1.0):
     _check_resnet_resolution(resolution)
     filters = (256, 256, 256, 256) if resolution == 32 else (512, 256, 128, 64)
 
-    def convolution(filters, kernel_size, **kwargs):
+    def convolution(filters, kernel_size, name, **kwargs):
+        # No ReLU follows the last one, as none follows kernels of 1x1.
+        last = name == "conv"
         return layers.Conv2D(
             filters,
             kernel_size,
             padding="same",
-            kernel_initializer=_glorot(kernel_size),
+            kernel_initializer=_glorot(1 if last else kernel_size),
+            name=name,
             **kwargs,
         )
 
