@@ -1,12 +1,15 @@
-"""The layer that divides a kernel by its norm, or projects it."""
+"""The layers that divide a kernel by its norm, or project it."""
 
 import contextlib
+import math
 import threading
 
 import keras
 from keras import ops
 
 from keras_san.checks import require
+from keras_san.geometry import Matrix
+from keras_san.normalizers import Spectral
 
 _hold = threading.local()
 
@@ -209,6 +212,11 @@ class KernelNormalization(keras.layers.Layer):
             norm = self.norm.value
         return norm * self.gain()
 
+    def neutral(self, kernel):
+        """A variable, and the value with which a kernel stays as it is."""
+        norm = self.normalizer.scale / float(self.gain())
+        return self.norm, ops.convert_to_tensor(norm, "float32")
+
     def project(self, kernel):
         """The multiple of the kernel that has norm `scale / gain`."""
         wide = _wide(kernel)
@@ -255,6 +263,72 @@ def refuse_quantization(owner, mode=None, **kwargs):
         "quantized. Quantize what `keras_san.strip` makes of the model. "
         f"Received: quantize({mode!r}) on layer {owner}"
     )
+
+
+class LengthNormalization(KernelNormalization):
+    """Gives the weights of each output of a kernel a trained length.
+
+    The arguments are those of `KernelNormalization`, the normalizer a
+    `WeightNormalization`.
+    """
+
+    def build(self):
+        kernel = self.get_kernel()
+        self.axes = self._input_axes(len(kernel.shape))
+        self.broadcast = tuple(
+            1 if axis in self.axes else extent
+            for axis, extent in enumerate(kernel.shape)
+        )
+
+        def first_lengths(shape, dtype):
+            norms = ops.sqrt(self._squares(self._read_kernel()))
+            return ops.reshape(norms, shape)
+
+        self.lengths = self.add_weight(
+            name="lengths",
+            shape=(math.prod(self.broadcast),),
+            initializer=first_lengths,
+            dtype=self._read_kernel().dtype,
+            autocast=False,
+        )
+        # As the kernel, if the layer was frozen before.
+        self.trainable = kernel.trainable
+
+    def _input_axes(self, rank):
+        """The axes of the weights that one output has."""
+        # A table is looked up, not multiplied: it puts out rows.
+        if self.name.startswith("embeddings"):
+            return tuple(range(1, rank))
+        if isinstance(self.geometry, Matrix):
+            return self.geometry.inputs
+        inputs = rank - 1 if self.geometry.transposed else rank - 2
+        taps = tuple(range(rank - 2))
+        return taps if self.geometry.depthwise else (*taps, inputs)
+
+    def _squares(self, kernel):
+        return ops.sum(ops.square(kernel), self.axes, keepdims=True)
+
+    def _norms(self, kernel):
+        """The norms to divide by: one for zeros, whose root has no slope."""
+        squares = self._squares(kernel)
+        return ops.sqrt(ops.where(squares == 0.0, 1.0, squares))
+
+    def call(self, training=False, inputs=None):
+        kernel = self._read_kernel()
+        lengths = ops.reshape(self.lengths.value, self.broadcast)
+        return kernel * (lengths / self._norms(kernel))
+
+    def measure_exactly(self):
+        """Does nothing: lengths are trained, not measured."""
+
+    def current(self):
+        """The top singular value of the kernel that the layer runs with."""
+        rule = Spectral().for_kernel(self.geometry)
+        return rule.norm(ops.cast(self(), "float32"), self.geometry)
+
+    def neutral(self, kernel):
+        norms = self._norms(ops.cast(kernel, self.lengths.dtype))
+        return self.lengths, ops.reshape(norms, (-1,))
 
 
 def _wide(kernel):

@@ -20,6 +20,7 @@ from keras_san.geometry import (
 )
 from keras_san.kernel_normalization import (
     KernelNormalization,
+    LengthNormalization,
     refuse_quantization,
 )
 from keras_san.padding import (
@@ -84,8 +85,10 @@ def _build_normalized(owner, layer, build, input_shape):
         build(input_shape)
         return []
 
+    kind = KernelNormalization if normalizer.fixes_norm else LengthNormalization
+
     def make_normalization(name, rank):
-        return KernelNormalization(
+        return kind(
             normalizer,
             geometry_of(layer, name, rank, input_shape),
             lambda: getattr(layer, name),
@@ -320,8 +323,9 @@ class SANDense(_Normalized, keras.layers.Dense):
         units: Int, the size of the output.
         *args: As those of `keras.layers.Dense`.
         normalizer: What `keras_san.normalizers.get` takes. For dense layers
-            all normalizers measure the top singular value, tracked by one
-            power iteration per training step from a converged start.
+            all normalizers but `"weight"` measure the top singular value,
+            tracked by one power iteration per training step from a converged
+            start.
         **kwargs: As those of `keras.layers.Dense`.
 
     Input shape:

@@ -42,6 +42,8 @@ class Normalizer:
 
     # Whether the gradient sees the norm as a function of the kernel.
     differentiable = False
+    # Whether a normalized kernel has the norm `scale`, or trained lengths.
+    fixes_norm = True
 
     def __init__(self, scale=1.0, update_interval=1, form="divide"):
         check_positive("scale", scale)
@@ -483,12 +485,49 @@ class ConvSpectral(SpectralNormalizer):
         }
 
 
+@keras.saving.register_keras_serializable("keras_san")
+class WeightNormalization(Normalizer):
+    """Weight normalization, `"weight"`.
+
+    The weights `v` of each output get a length `g`, which is trained as they
+    are: the layer runs with `g v / ||v||`. The length starts as `||v||`, so
+    that at first the layer puts out what it does without normalization. The
+    gradient is that of both factors. There is nothing to measure, to hold or
+    to scale, and so there are no settings.
+
+    The outputs of a convolution are its output channels (of a depthwise one
+    its input channels times the multiplier), those of a dense layer its
+    units, and those of an embedding its rows. `EinsumDense` has a length for
+    each index that appears in the layer's output. Values and gradients are
+    those of `torch.nn.utils.parametrizations.weight_norm`, which takes input
+    channels for the outputs of transposed convolutions unless its `dim` is 1.
+
+    An output of weights that are all zero has a length of zero, and stays so:
+    choose another initializer than zeros.
+
+    A length may grow: unlike all other normalizers this one sets no limit to
+    what a layer makes of its inputs.
+
+    Reference:
+        [Salimans and Kingma, 2016](https://arxiv.org/abs/1602.07868), Eq. 2.
+    """
+
+    fixes_norm = False
+
+    def __init__(self):
+        super().__init__()
+
+    def get_config(self):
+        return {}
+
+
 _NAMES = {
     "san": SparsityAware,
     "sn": Spectral,
     "bsn": BidirectionalSpectral,
     "bssn": BidirectionalSpectral,
     "conv_sn": ConvSpectral,
+    "weight": WeightNormalization,
 }
 
 
@@ -497,8 +536,8 @@ def get(identifier):
 
     Args:
         identifier: `None` for no normalization, one of the names `"san"`,
-            `"sn"`, `"bsn"`, `"bssn"`, `"conv_sn"`, a serialized normalizer,
-            or a normalizer.
+            `"sn"`, `"bsn"`, `"bssn"`, `"conv_sn"`, `"weight"`, a serialized
+            normalizer, or a normalizer.
 
     Returns:
         A `Normalizer`, or `None`.

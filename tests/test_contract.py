@@ -132,6 +132,8 @@ PROJECTED = [("separable", "san")] + [
 CASES = [(*case, "divide") for case in DIVIDED] + [
     (*case, "project") for case in PROJECTED
 ]
+# Weight normalization measures nothing: it has to keep the other promises.
+LENGTHS = ("separable", "weight")
 # The norms, and their gradients, of the kinds of geometry there are.
 KINDS = ["san_conv2d_same", "conv2d_transpose", "depthwise", "san_dense"]
 PRODUCTS = [
@@ -144,7 +146,13 @@ ALL_PROJECTED = [(layer, "san") for layer in LAYERS] + PROJECTED[2:]
 
 each_normalizer = pytest.mark.parametrize("normalizer_name", NORMALIZERS)
 each_divided = pytest.mark.parametrize("layer_name, normalizer_name", DIVIDED)
+each_divided_or_weight = pytest.mark.parametrize(
+    "layer_name, normalizer_name", [*DIVIDED, LENGTHS]
+)
 each_case = pytest.mark.parametrize("layer_name, normalizer_name, form", CASES)
+each_case_or_weight = pytest.mark.parametrize(
+    "layer_name, normalizer_name, form", [*CASES, (*LENGTHS, "divide")]
+)
 each_form = pytest.mark.parametrize("form", ["divide", "project"])
 each_setting = pytest.mark.parametrize("normalizer_name, form", SETTINGS)
 
@@ -173,9 +181,10 @@ def make(layer_name, normalizer_name, form="divide", seed=0, **kwargs):
             kwargs[f"{name}_initializer"] = AlmostOneTap()
     constructor, shape = LAYERS[layer_name]
     keras.utils.set_random_seed(seed)
-    layer = constructor(
-        NORMALIZERS[normalizer_name](form=form, **settings), **kwargs
-    )
+    normalizer = "weight"
+    if normalizer_name != "weight":
+        normalizer = NORMALIZERS[normalizer_name](form=form, **settings)
+    layer = constructor(normalizer, **kwargs)
     layer.build(shape)
     return layer, example(layer_name)
 
@@ -276,7 +285,7 @@ def test_kernels_are_divided_by_their_norm(layer_name, normalizer_name, form):
 # training step sees the same weights.
 
 
-@each_case
+@each_case_or_weight
 def test_held_passes_see_the_same_weights(layer_name, normalizer_name, form):
     layer, inputs = make(layer_name, normalizer_name, form)
     layer(inputs)
@@ -360,6 +369,94 @@ def test_gradient_through_sigma(layer_name, normalizer_name):
         expected,
         atol=1e-4 * np.abs(expected).max(),
     )
+
+
+# The axes of each kernel that tell its outputs apart, if not the last one.
+OUTPUTS = {
+    "conv2d_transpose": [(2,)],
+    "depthwise": [(2, 3)],
+    "separable": [(2, 3), (3,)],
+    "einsum_dense": [(1, 2)],
+    "embedding": [(0,)],
+}
+
+
+@pytest.mark.parametrize("layer_name", LAYERS)
+def test_weight_normalization(layer_name):
+    """Salimans and Kingma's Eqs. 2 and 3, of any kind of layer."""
+    layer, inputs = make(layer_name, "weight")
+    found = zip(kernels(layer), divided_kernels(layer))
+    for kernel, divided in found:
+        np.testing.assert_array_equal(divided, to_numpy(kernel))
+    rng = np.random.default_rng(1)
+    for normalization in layer.normalizations:
+        kernel, lengths = normalization.get_kernel(), normalization.lengths
+        kernel.assign(rng.normal(size=kernel.shape))
+        lengths.assign(rng.normal(size=lengths.shape))
+    plain = keras_san.strip(layer)
+    outputs = to_numpy(layer(inputs))
+    np.testing.assert_allclose(outputs, to_numpy(plain(inputs)), atol=1e-5)
+    cotangent = rng.normal(size=outputs.shape)
+    for index, normalization in enumerate(layer.normalizations):
+        kernel, lengths = normalization.get_kernel(), normalization.lengths
+        v, g = to_numpy(kernel), to_numpy(lengths)
+        outputs = OUTPUTS.get(layer_name, [(v.ndim - 1,)])[index]
+        summed = tuple(a for a in range(v.ndim) if a not in outputs)
+        norm = np.sqrt(np.sum(v**2, axis=summed, keepdims=True))
+        g = g.reshape(norm.shape)
+        (target,) = (w for w in plain.weights if w.shape == kernel.shape)
+        np.testing.assert_allclose(to_numpy(target), g * v / norm, rtol=1e-5)
+        outer = kernel_gradient(plain, target, inputs, cotangent)
+        by_length = np.sum(outer * v, summed, keepdims=True) / norm
+        by_kernel = g / norm * (outer - by_length * v / norm)
+        for variable, expected in ((kernel, by_kernel), (lengths, by_length)):
+            gradient = kernel_gradient(layer, variable, inputs, cotangent)
+            scale = np.abs(expected).max()
+            assert scale > 0.1
+            np.testing.assert_allclose(
+                gradient.ravel(), expected.ravel(), atol=1e-5 * scale
+            )
+
+
+@pytest.mark.parametrize(
+    "dtype, expected",
+    [("mixed_float16", "float32"), ("bfloat16", "float32")]
+    + [("float64", "float64")] * (BACKEND != "jax"),
+)
+def test_lengths_are_trained(dtype, expected):
+    layer, inputs = make("dense", "weight", dtype=dtype)
+    (kernel,), (normalization,) = kernels(layer), layer.normalizations
+    lengths = normalization.lengths
+    assert lengths.dtype == expected
+    assert lengths.aggregation == kernel.aggregation
+    outputs = layer(inputs, training=True)
+    plain = keras_san.strip(layer)(inputs)
+    assert outputs.dtype == plain.dtype
+    np.testing.assert_array_equal(
+        *(to_numpy(ops.cast(x, "float32")) for x in (outputs, plain))
+    )
+    assert {id(v) for v in (kernel, lengths)} < {
+        id(v) for v in layer.trainable_variables
+    }
+    layer.trainable = False
+    assert not layer.trainable_variables
+    frozen = SANDense(3, normalizer="weight", trainable=False)
+    model = keras.Sequential([keras.Input((7,)), frozen])
+    assert not model.trainable_variables
+
+
+def test_outputs_of_zeros_stay_zero():
+    layer, inputs = make("dense", "weight")
+    (kernel,), (normalization,) = kernels(layer), layer.normalizations
+    kernel.assign(to_numpy(kernel) * [1.0, 0.0, 1.0])
+    cotangent = np.ones((5, 3))
+    np.testing.assert_array_equal(to_numpy(layer(inputs))[:, 1], 0.0)
+    for variable in (kernel, normalization.lengths):
+        gradient = kernel_gradient(layer, variable, inputs, cotangent)
+        assert np.isfinite(gradient).all()
+    # Also a length that begins so.
+    layer = SANDense(2, normalizer="weight", kernel_initializer="zeros")
+    np.testing.assert_array_equal(to_numpy(layer(inputs)), np.zeros((5, 2)))
 
 
 # 3. Measured (and projected) at build; then at every `update_interval`-th
@@ -564,7 +661,7 @@ def test_sparse_signals_get_plain_san(layer_name):
 # 4. State is weights: it survives files and checkpoints, bit for bit.
 
 
-@each_case
+@each_case_or_weight
 def test_files_restore_everything(layer_name, normalizer_name, form, tmp_path):
     layer, inputs = make(layer_name, normalizer_name, form)
     model = keras.Sequential([keras.Input(inputs.shape[1:]), layer])
@@ -581,7 +678,9 @@ def test_files_restore_everything(layer_name, normalizer_name, form, tmp_path):
     np.testing.assert_array_equal(trained, expected)
 
 
-@each_setting
+@pytest.mark.parametrize(
+    "normalizer_name, form", [*SETTINGS, ("weight", "divide")]
+)
 def test_weights_restore_everything(normalizer_name, form, tmp_path):
     layer, inputs = make(CONVOLUTION, normalizer_name, form)
     model = keras.Sequential([keras.Input(inputs.shape[1:]), layer])
@@ -713,7 +812,7 @@ def test_double_precision_is_kept(normalizer_name, form):
 # test_distribution. Backends: each is held to the same NumPy above.)
 
 
-@each_divided
+@each_divided_or_weight
 def test_compiled_is_eager(layer_name, normalizer_name):
     layer, inputs = make(layer_name, normalizer_name, update_interval=2)
     for kernel in kernels(layer):

@@ -737,6 +737,10 @@ def divided_by(kernel, kind):
         matrices.append(other.reshape(-1, other.shape[-1]))
     if kind in ("sn", "bsn", "keras"):
         return kernel / np.mean([np.linalg.norm(m, 2) for m in matrices])
+    if kind == "weight":
+        return 1.5 * (matrices[0] / lengths(matrices[0].T)).reshape(
+            kernel.shape
+        )
     return kernel
 
 
@@ -759,6 +763,7 @@ def small_critic(kind):
             "projected": normalizers.SparsityAware(form="project"),
             "sn": "sn",
             "bsn": "bsn",
+            "weight": "weight",
         }[kind]
         parts = [
             SANConv2D(2, 3, normalizer=settings, use_bias=False),
@@ -774,6 +779,10 @@ def small_critic(kind):
     raw = [kernel.variable for kernel in find_kernels(model)]
     for variable, value in zip(raw, (kernel, weights)):
         variable.assign(value)
+    if kind == "weight":
+        for kernel in find_kernels(model):
+            trained = kernel.normalization.lengths
+            trained.assign(np.full(trained.shape, 1.5))
     for _ in range(6):
         model(images_of(1, 4, 4, 2), training=True)
     return model, [to_numpy(variable) for variable in raw]
@@ -789,7 +798,7 @@ def derivative(function, x, step=1e-5):
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain", "san", "projected", "sn", "bsn", "keras"]
+    "kind", ["plain", "san", "projected", "sn", "bsn", "weight", "keras"]
 )
 def test_gradients_by_finite_differences(kind):
     model, raw = small_critic(kind)
@@ -826,7 +835,7 @@ def test_gradients_by_finite_differences(kind):
     ):
         lengths = [np.linalg.norm(x) for x in expected]
         np.testing.assert_allclose(found[name], lengths, rtol=2e-3)
-    if kind in ("sn", "bsn", "keras"):
+    if kind in ("sn", "bsn", "weight", "keras"):
         # A norm that is kept has no gradient along the kernel.
         for gradient, kernel in zip(by_raw, raw):
             assert np.sum(gradient * kernel) == approx(0.0, abs=1e-6)
@@ -839,7 +848,7 @@ def test_gradients_by_finite_differences(kind):
         )
         np.testing.assert_allclose(found, norms, rtol=2e-3)
 
-    if kind == "san":
+    if kind in ("san", "weight"):
         point = np.concatenate([w.ravel() for w in run])
         # What each entry of the kernel adds, as there are many to score.
         taps = np.stack(

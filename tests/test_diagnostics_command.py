@@ -12,6 +12,7 @@ from keras import layers, ops
 
 import keras_san
 from keras_san import SANConv2D, SANDense, normalizers
+from keras_san.callbacks.logs import kernel_norms
 from keras_san.diagnostics import (
     diagnose,
     inert_normalizations,
@@ -159,6 +160,42 @@ def test_norms_that_do_something():
             layers.LayerNormalization(),
             layers.Flatten(),
             SANDense(1),
+        ]
+    )
+    assert inert_normalizations(critic, images_of(2, 8, 8, 3)) == []
+
+
+def test_trained_lengths_are_judged_as_plain_kernels():
+    plain, critic = map(small_critic, (None, "weight"))
+    images = images_of(8, 8, 8, 3)
+    expected, found = (diagnose(model, images) for model in (plain, critic))
+    assert (found.verdict, found.warnings) == ("healthy", [])
+    for field in ("san", "sn", "variance_kaiming"):
+        np.testing.assert_allclose(found.norms[field], expected.norms[field])
+    np.testing.assert_allclose(found.slope, expected.slope, rtol=1e-5)
+    assert set(found.norms["normalizer"]) == {"WeightNormalization"}
+    np.testing.assert_array_equal(found.norms["norm_over_intended"], math.nan)
+    # Sizes of raw kernels mean nothing, lengths do.
+    for layer in (critic.layers[0], critic.layers[2]):
+        (normalization,) = layer.normalizations
+        layer.kernel.assign(layer.kernel * 100.0)
+        normalization.lengths.assign(normalization.lengths * 5.0)
+    found = diagnose(critic, images)
+    assert found.verdict == "exploding"
+    assert found.layer in ("first", "second")
+    expected.norms["sn"][:2] *= 5.0
+    np.testing.assert_allclose(
+        list(kernel_norms(critic).values()), expected.norms["sn"], rtol=1e-5
+    )
+
+
+def test_trained_lengths_are_not_cancelled():
+    """Layer normalization keeps the differences between channels."""
+    critic = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            SANConv2D(4, 3, normalizer="weight"),
+            layers.LayerNormalization(),
         ]
     )
     assert inert_normalizations(critic, images_of(2, 8, 8, 3)) == []

@@ -15,7 +15,7 @@ from helpers import (
 )
 from keras import ops
 
-from keras_san import SANConv2D, normalizers
+from keras_san import SANConv2D, SANWrapper, normalizers
 from keras_san.geometry import Convolution, Matrix
 
 pytestmark = helpers.ignore_torch_copies
@@ -171,6 +171,120 @@ def test_a_bad_setting_in_a_config_is_reported():
     serialized["config"]["scale"] = -3
     with pytest.raises(ValueError, match="scale=-3"):
         normalizers.get(serialized)
+
+
+def test_weight_normalization_has_no_settings():
+    normalizer = normalizers.get("weight")
+    assert type(normalizer) is normalizers.WeightNormalization
+    assert normalizer.get_config() == {}
+    assert repr(normalizer) == "WeightNormalization()"
+    serialized = keras.saving.serialize_keras_object(normalizer)
+    copy = normalizers.get(json.loads(json.dumps(serialized)))
+    assert type(copy) is normalizers.WeightNormalization
+    for setting in ({"scale": 1.0}, {"form": "project"}):
+        with pytest.raises(TypeError, match=list(setting)[0]):
+            normalizers.WeightNormalization(**setting)
+
+
+# A layer of Keras, the shape of its input, the same of PyTorch with `dim`, and
+# the axes of Keras' kernel in the order in which PyTorch has them.
+TORCH = {
+    "dense": (
+        lambda **k: keras.layers.Dense(3, **k),
+        (5, 4),
+        lambda nn: (nn.Linear(4, 3), 0),
+        (1, 0),
+    ),
+    "conv1d": (
+        lambda **k: keras.layers.Conv1D(6, 3, strides=2, groups=2, **k),
+        (2, 9, 4),
+        lambda nn: (nn.Conv1d(4, 6, 3, stride=2, groups=2), 0),
+        (2, 1, 0),
+    ),
+    "conv2d": (
+        lambda **k: keras.layers.Conv2D(3, (3, 2), dilation_rate=2, **k),
+        (2, 7, 6, 4),
+        lambda nn: (nn.Conv2d(4, 3, (3, 2), dilation=2), 0),
+        (3, 2, 0, 1),
+    ),
+    "conv2d_transpose": (
+        lambda **k: keras.layers.Conv2DTranspose(3, 3, **k),
+        (2, 5, 4, 2),
+        lambda nn: (nn.ConvTranspose2d(2, 3, 3), 1),
+        (3, 2, 0, 1),
+    ),
+    "depthwise": (
+        lambda **k: keras.layers.DepthwiseConv2D(3, depth_multiplier=2, **k),
+        (2, 5, 4, 3),
+        lambda nn: (nn.Conv2d(3, 6, 3, groups=3), 0),
+        None,
+    ),
+    "embedding": (
+        lambda **k: keras.layers.Embedding(5, 3, **k),
+        None,
+        lambda nn: (nn.Embedding(5, 3), 0),
+        (0, 1),
+    ),
+}
+
+
+@pytest.mark.skipif(
+    helpers.BACKEND != "torch", reason="compares with PyTorch; run on torch"
+)
+@pytest.mark.parametrize("name", TORCH)
+def test_weight_normalization_is_pytorchs(name):
+    import torch
+
+    make, shape, make_torch, axes = TORCH[name]
+    layer = SANWrapper(make(dtype="float64"), "weight")
+    rng = np.random.default_rng(0)
+    x = (
+        rng.integers(5, size=(2, 4))
+        if shape is None
+        else rng.normal(size=shape)
+    )
+    layer(x)
+    (normalization,) = layer.normalizations
+    kernel, lengths = normalization.get_kernel(), normalization.lengths
+    module, dim = make_torch(torch.nn)
+    module = torch.nn.utils.parametrizations.weight_norm(
+        module.double(), dim=dim
+    )
+    g, v = module.parametrizations.weight.parameters()
+    g.data = torch.from_numpy(rng.normal(size=g.shape))
+    v.data = torch.from_numpy(rng.normal(size=v.shape))
+    if hasattr(module, "bias"):
+        module.bias.data.zero_()
+
+    def of_torch(value):
+        """A kernel of PyTorch as Keras has it."""
+        value = value.detach().numpy()
+        if axes is not None:
+            return value.transpose(np.argsort(axes))
+        # (in * multiplier, 1, *size) to (*size, in, multiplier).
+        return np.moveaxis(value[:, 0], 0, -1).reshape(kernel.shape)
+
+    kernel.assign(of_torch(v).copy())
+    lengths.assign(g.detach().numpy().ravel())
+    inputs = torch.from_numpy(x)
+    if shape is not None:
+        inputs = inputs.movedim(-1, 1)
+    theirs = module(inputs)
+    ours = layer(torch.from_numpy(x), training=True)
+    cotangent = torch.from_numpy(rng.normal(size=tuple(ours.shape)))
+    (ours * cotangent).sum().backward()
+    if shape is not None:
+        cotangent = cotangent.movedim(-1, 1)
+        ours = ours.movedim(-1, 1)
+    (theirs * cotangent).sum().backward()
+    # Matrices of PyTorch Keras multiplies in float32.
+    atol = 1e-6 if name == "dense" else 1e-12
+    for a, b in [
+        (ours.detach(), theirs.detach()),
+        (kernel.value.grad, of_torch(v.grad)),
+        (lengths.value.grad, g.grad.ravel()),
+    ]:
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol)
 
 
 # Bad settings.

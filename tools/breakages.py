@@ -594,6 +594,20 @@ keras_san/kernel_normalization.py: the kernel is read in half precision
 - super().__init__(name=name, dtype="float32", autocast=False)
 + super().__init__(name=name, dtype="float16", autocast=True)
 
+@ tests/test_contract.py ? weight zeros_stay
+
+keras_san/kernel_normalization.py: transposed kernels have lengths of inputs
+- inputs = rank - 1 if self.geometry.transposed else rank - 2
++ inputs = rank - 2
+
+keras_san/kernel_normalization.py: the lengths of rows are those of columns
+- return tuple(range(1, rank))
++ return (0,)
+
+keras_san/kernel_normalization.py: a norm of zero divides
+- return ops.sqrt(ops.where(squares == 0.0, 1.0, squares))
++ return ops.sqrt(squares)
+
 @ tests/test_contract.py ? finite
 
 keras_san/kernel_normalization.py: training goes on with a norm of NaN
@@ -799,6 +813,16 @@ keras_san/networks/spade.py: the border of halved images is dark
 keras_san/networks/spade.py: the last layer of the critic is not normalized
 - normalizer=None if outer and original else normalizer,
 + normalizer=None if outer else normalizer,
+
+@ tests/test_hifigan.py ? folding scales
+
+keras_san/networks/hifigan.py: the last sample is repeated
+- x = ops.concatenate([x, ops.flip(x[:, -period:-1], axis=1)], axis=1)
++ x = ops.concatenate([x, ops.flip(x[:, 1 - period :], axis=1)], axis=1)
+
+keras_san/networks/hifigan.py: the means leave out what is outside
+- x = layers.AveragePooling1D(4, 2)(layers.ZeroPadding1D(2)(x))
++ x = layers.AveragePooling1D(4, 2, "same")(x)
 
 @ tests/test_networks.py ? residual
 

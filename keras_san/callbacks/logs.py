@@ -31,7 +31,7 @@ def kernel_norms(model):
         The values are the norms, times the gain, of the raw kernels: the
         divisor in the divided form, the `scale` in the projected form, and
         the top singular value of the `(fan_in, outputs)` matrix for a kernel
-        that is not normalized.
+        that is not normalized, or has trained lengths.
     """
     found = {}
     for kernel in find_kernels(model):

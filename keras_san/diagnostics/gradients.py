@@ -121,7 +121,9 @@ def input_gradients(model, images, score=mean_score, batch_size=64):
         with keras.StatelessScope():
             _, (gradient,) = value_and_gradients(total, [_float32(first)])
         gradient = np.asarray(ops.convert_to_numpy(gradient), "float64")
-        norms.append(np.sqrt(np.sum(gradient**2, axis=(1, 2, 3))))
+        norms.append(
+            np.linalg.norm(gradient.reshape(len(gradient), -1), axis=1)
+        )
     return np.concatenate(norms)
 
 

@@ -40,8 +40,7 @@ def running_with(kernels, values):
         mapping.append((kernel.variable, value))
         if kernel.divided:
             # So that what divides it divides by one.
-            norm = ops.convert_to_tensor(kernel.intended_norm(), "float32")
-            mapping.append((kernel.normalization.norm, norm))
+            mapping.append(kernel.normalization.neutral(value))
     with keras.StatelessScope(mapping):
         yield
 
@@ -98,7 +97,8 @@ def layer_norms(model, operator=True, slope=0.0):
           defines it, over the norm that the normalizer aims at. It differs
           from 1 by the error of the power iteration, if the kernel has changed
           since its norm was measured, and by chance if only a share of the
-          filters is measured. NaN without a normalizer.
+          filters is measured. NaN without a normalizer, and for weight
+          normalization, which aims at none.
         - `variance_lecun`, `variance_xavier`, `variance_kaiming`: the mean
           square of the weights over the variance of those initializers, which
           is `1 / fan_in`, `2 / (fan_in + fan_out)` and
@@ -196,7 +196,7 @@ def _readers(kernel):
 
 
 def _norm_over_intended(kernel, weights, found):
-    if kernel.normalizer is None:
+    if kernel.normalizer is None or not kernel.normalizer.fixes_norm:
         return math.nan
     rule, geometry = (
         kernel.normalizer.for_kernel(kernel.geometry),

@@ -87,9 +87,9 @@ def diagnose(model, images, score=mean_score, operator=False):
 
     - a number is not finite,
     - a layer's norm is more than 2.2 times the one its normalizer aims at,
-    - a layer without a normalizer amplifies signals more than 2.2 times as
-      much as with Kaiming's initializer, judged both by the signals and by the
-      weights, or
+    - a layer without a normalizer, or with weight normalization, amplifies
+      signals more than 2.2 times as much as with Kaiming's initializer, judged
+      both by the signals and by the weights, or
     - the score changes by more than 100,000 from one image to another.
 
     It vanishes if a norm or an amplification is smaller by the same factor
@@ -186,6 +186,8 @@ def inert_normalizations(model, images):
         id(kernel.layer): kernel.name
         for kernel in find_kernels(model)
         if kernel.normalizer is not None
+        # Trained lengths differ from channel to channel.
+        and kernel.normalizer.fixes_norm
         and getattr(kernel.holder, "activation", keras.activations.linear)
         in (None, keras.activations.linear)
     }
@@ -257,8 +259,8 @@ def _growth(growth, layer):
 def _suspect(row, growth):
     """The factor by which a layer is off, its name, and the reason."""
     name = str(row["layer"])
-    if row["normalizer"]:
-        factor = row["norm_over_intended"]
+    factor = row["norm_over_intended"]
+    if not math.isnan(factor):
         reason = (
             f"the norm of {name} is {factor:.2f} times what its normalizer "
             "aims at"
