@@ -67,10 +67,25 @@ class Matrix:
 class Convolution:
     """A kernel that stands for a convolution, `(*kernel_size, in, out)`.
 
+    Norms are those of circular convolutions. A layer with another padding is
+    a part of one, of which it leaves out inputs (they are zero) and outputs,
+    so the norm bounds the layer's from above. Let an axis of the image have
+    `n` pixels, the kernel `k` taps and a dilation of `d`.
+
+    - Zero padding, `"same"` or `"causal"`, adds at most `(k - 1) * d` pixels,
+      and no output reads beyond them. So on `n + (k - 1) * d` pixels, or
+      more, nothing that the layer computes wraps around.
+    - `"valid"` has those outputs of `n` pixels that do not wrap around.
+    - The transpose has the same norm. That of a `"valid"` convolution of
+      stride `s` makes `m = (n - 1) * s + (k - 1) * d + 1` pixels of `n`, all
+      that any transposed one writes to: others crop them, or add zeros. So
+      `m` pixels are enough, and so is any larger number. With `"same"` it is
+      that of an image of `n * s` pixels and zero padding.
+
     Args:
-        spatial_shape: Extents of the image on the side of the convolution
-            that the stride does not thin out (its input; the output of a
-            transposed convolution), or `None` if unknown.
+        spatial_shape: Extents of the images of that circular convolution, on
+            the side that the stride does not thin out (its input; the output
+            of a transposed convolution), or `None` if unknown.
         strides: Ints, one for each spatial axis.
         dilation_rate: Ints, one for each spatial axis.
         groups: Int.
@@ -79,6 +94,8 @@ class Convolution:
         channels_axis: The axis of the layer's inputs that holds the channels
             that the kernel reads, or `None` if it reads something else (the
             `pointwise_kernel` of a separable convolution does).
+        circular: Boolean, whether the layer is that circular convolution, and
+            not just a part of it.
     """
 
     spatial_shape: tuple | None
@@ -88,6 +105,22 @@ class Convolution:
     transposed: bool = False
     depthwise: bool = False
     channels_axis: int | None = -1
+    circular: bool = True
+
+    def strided_shape(self):
+        """The extents on which to measure the operator with its stride.
+
+        A circular convolution has outputs `0, s, 2 * s, ...` of the one
+        without its stride `s`. Count pixels from the first one that the layer
+        reads, and it has some of these, without wrapping around, also on a
+        larger image. So an extent may be rounded up to a multiple of `s`,
+        unless the layer is circular itself.
+        """
+        if self.circular or self.spatial_shape is None:
+            return self.spatial_shape
+        return tuple(
+            -(-n // s) * s for n, s in zip(self.spatial_shape, self.strides)
+        )
 
     def standard(self, kernel):
         """The kernel of a plain or grouped convolution of equal norms."""
@@ -126,7 +159,7 @@ def kernels_of(layer):
     return {k: v for k, v in found.items() if isinstance(v, keras.Variable)}
 
 
-def geometry_of(layer, name, rank, input_shape):
+def geometry_of(layer, name, rank, input_shape, circular=False):
     """The operation that a kernel of a layer stands for.
 
     Args:
@@ -134,12 +167,14 @@ def geometry_of(layer, name, rank, input_shape):
         name: String, the attribute.
         rank: Int, the axes of the kernel.
         input_shape: Tuple, of the layer's input.
+        circular: Boolean, whether circular padding takes the place of the
+            layer's own.
 
     Returns:
         A `Matrix` or `Convolution`.
     """
     if isinstance(layer, CONVOLUTIONS):
-        return _convolution(layer, name, input_shape)
+        return _convolution(layer, name, input_shape, circular)
     if isinstance(layer, keras.layers.EinsumDense):
         inputs, rest = layer.equation.replace("...", "").split(",")
         kernel, outputs = rest.split("->")
@@ -154,7 +189,7 @@ def geometry_of(layer, name, rank, input_shape):
     return Matrix(tuple(range(rank - 1)), (rank - 1,))
 
 
-def _convolution(layer, name, input_shape):
+def _convolution(layer, name, input_shape, circular):
     spatial_rank = len(layer.kernel_size)
     if name == "pointwise_kernel":
         # One tap has the same transform at every frequency of any image.
@@ -165,16 +200,34 @@ def _convolution(layer, name, input_shape):
     transposed = isinstance(layer, TRANSPOSED)
     channels_first = layer.data_format == "channels_first"
     spatial = input_shape[2:] if channels_first else input_shape[1:-1]
-    if transposed and None not in spatial:
-        spatial = [n * s for n, s in zip(spatial, layer.strides)]
+    if None in spatial:
+        spatial = None
+    else:
+        spatial = tuple(
+            _extent(*of_axis, transposed, None if circular else layer.padding)
+            for of_axis in zip(
+                spatial, layer.kernel_size, layer.strides, layer.dilation_rate
+            )
+        )
     depthwise = isinstance(layer, DEPTHWISE + SEPARABLE)
     channels = input_shape[1] if channels_first else input_shape[-1]
     return Convolution(
-        spatial_shape=None if None in spatial else tuple(spatial),
+        spatial_shape=spatial,
         strides=tuple(layer.strides),
         dilation_rate=tuple(layer.dilation_rate),
         groups=channels if depthwise else getattr(layer, "groups", 1),
         transposed=transposed,
         depthwise=depthwise,
         channels_axis=1 if channels_first else -1,
+        circular=circular,
     )
+
+
+def _extent(n, kernel_size, stride, dilation_rate, transposed, padding):
+    """An axis of `Convolution.spatial_shape`; circular if `padding=None`."""
+    reach = (kernel_size - 1) * dilation_rate
+    if transposed and padding == "valid":
+        return (n - 1) * stride + reach + 1
+    if transposed:
+        n = n * stride
+    return n if padding in (None, "valid") else n + reach

@@ -138,4 +138,5 @@ def _geometry(layer, holder, attribute):
     if shape is None and isinstance(holder, CONVOLUTIONS):
         # Images of a size that the layer does not tell.
         shape = (None,) * (len(holder.kernel_size) + 2)
-    return geometry_of(holder, attribute, rank, shape)
+    circular = getattr(layer, "circular", False)
+    return geometry_of(holder, attribute, rank, shape, circular)

@@ -90,7 +90,7 @@ def _build_normalized(owner, layer, build, input_shape):
     def make_normalization(name, rank):
         return kind(
             normalizer,
-            geometry_of(layer, name, rank, input_shape),
+            geometry_of(layer, name, rank, input_shape, owner.circular),
             lambda: getattr(layer, name),
             owner.name,
             name,
@@ -256,8 +256,8 @@ class SANConv2D(_Normalized, keras.layers.Conv2D):
         padding: `"circular"` (the image continues periodically; the output
             has the size that `"same"` gives, see
             `keras_san.padding.circular_amounts`), `"same"` or `"valid"`, in
-            upper or lower case. With zero padding the norm of Lemma 1 is
-            approximate.
+            upper or lower case. The norm is exact with `"circular"`, and an
+            upper bound with the others.
         *args: As those of `keras.layers.Conv2D`.
         normalizer: What `keras_san.normalizers.get` takes: a name such as
             `"san"`, a normalizer, or `None`.

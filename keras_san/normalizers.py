@@ -208,7 +208,7 @@ class SparsityAware(Normalizer):
     one output channel (Lemma 1), dense layers by their top singular value.
     The gradient takes the norm for a constant, as the authors' code does for
     convolutions (for dense layers theirs has the gradient of `Spectral`). The
-    norm is exact with circular padding, and approximate with zero padding.
+    norm is exact with circular padding, and an upper bound with any other.
 
     Args:
         ratio: Float in (0, 1], the share of a convolution's filters that is
@@ -437,7 +437,8 @@ class BidirectionalSpectral(SpectralNormalizer):
 class ConvSpectral(SpectralNormalizer):
     """Normalization by the exact operator norm, `"conv_sn"`.
 
-    The norm is that of the convolution with cyclic padding, tracked by power
+    The norm is that of the convolution with cyclic padding, an upper bound
+    with any other (see `keras_san.geometry.Convolution`), tracked by power
     iteration in the Fourier domain, with one vector for each frequency. That
     takes memory for about four times the kernel's channels times the
     frequencies of the image: a yardstick, not a workhorse.
@@ -450,8 +451,8 @@ class ConvSpectral(SpectralNormalizer):
 
     Raises:
         ValueError: for a value outside of what is listed above; when a layer
-            is built on images of unknown size, or whose size its stride does
-            not divide.
+            is built on images of unknown size, or, with circular padding, on
+            images whose size its stride does not divide.
 
     Reference:
         [Sedghi, Gupta and Long, 2018](https://arxiv.org/abs/1805.10408).
@@ -478,7 +479,7 @@ class ConvSpectral(SpectralNormalizer):
                 "unknown size"
             )
         return {
-            "spatial_shape": geometry.spatial_shape,
+            "spatial_shape": geometry.strided_shape(),
             "strides": geometry.strides,
             "dilation_rate": geometry.dilation_rate,
             "groups": geometry.groups,

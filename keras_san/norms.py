@@ -20,6 +20,10 @@ from keras_san.numerics import TINY, float32, largest, matmul, unit_scale
 # Elements of the blocks of which `conv_spectral_norm` forms a product at once.
 _CHUNK = 2**22
 
+# Frequencies per degree of a filter's transform, along each axis, that stand
+# for all of them if the image is unknown.
+_PER_TAP = 32
+
 # Repeated squaring raises the Gram matrix to the power 2**14, which leaves a
 # singular value 0.1 % below the largest with a weight of e**-32.
 _SQUARINGS = 14
@@ -37,9 +41,11 @@ def sparsity_aware_norm(
 
     Under cyclic padding this is the largest modulus of the discrete Fourier
     transform of any single filter `kernel[..., i, j]`, zero-padded to the
-    image. The stride is ignored, as in the paper: the result then bounds
-    the strided layer from above. A filter larger than the image wraps
-    around, as a cyclic convolution does.
+    image. The stride is ignored, as in the paper: a strided layer has some of
+    the outputs only, and so at most this gain. A filter larger than the image
+    wraps around, as a cyclic convolution does. For another padding give the
+    extents of a cyclic convolution that the layer is a part of, of which
+    `keras_san.geometry.Convolution` tells: the result is then an upper bound.
 
     Bounds make nearly all of the transforms unnecessary, see
     `keras_san.spectra`; the result is still that of all of them, to about
@@ -52,8 +58,9 @@ def sparsity_aware_norm(
             axes every filter is a single weight.
         spatial_shape: Tuple of ints, the height and width (or as many
             extents as the kernel has spatial axes) of the image that the
-            layer filters. `None` means every frequency, whatever the image:
-            the result is then at most 0.12 % per axis below the supremum.
+            layer filters. `None` means every frequency: an upper bound for
+            images of any size and padding, from 0 to 0.13 % per axis above
+            the supremum.
         ratio: Float in (0, 1], the share of filters to measure, drawn anew
             at each call. Multiply by `subset_gain` to compensate. Drawing
             takes longer than the exact norm of all filters.
@@ -78,9 +85,10 @@ def sparsity_aware_norm(
     filters = ops.reshape(kernel, (taps.shape[0], -1))
     if sample is None:
         sample = sample_filters(kernel.shape, ratio, seed)
+    factor = _grid_factor(kernel.shape, spatial_shape)
     if sample is None:
-        return spectra.largest_modulus(filters, taps, grid)
-    norm = spectra.largest_modulus(
+        return factor * spectra.largest_modulus(filters, taps, grid)
+    norm = factor * spectra.largest_modulus(
         ops.take(filters, sample, axis=1), taps, grid
     )
     # A broken filter shows whether it was drawn or not.
@@ -165,9 +173,7 @@ def sparse_norm(kernel, sparsity, spatial_shape=None, dilation_rate=1):
             transposed convolution, swap the last two axes first. Without
             spatial axes every filter is a single weight.
         sparsity: Int >= 1, the largest number of nonzero channels.
-        spatial_shape: Tuple of ints, the extents of the image that the layer
-            filters. `None` means every frequency, whatever the image: the
-            result is then at most 0.12 % per axis below the supremum.
+        spatial_shape: As that of `sparsity_aware_norm`.
         dilation_rate: Int or tuple of ints.
 
     Returns:
@@ -185,13 +191,14 @@ def sparse_norm(kernel, sparsity, spatial_shape=None, dilation_rate=1):
     check_count("sparsity", sparsity)
     kernel = float32(kernel)
     grid, taps = _grid_and_taps(kernel.shape, spatial_shape, dilation_rate)
+    factor = _grid_factor(kernel.shape, spatial_shape)
     channels = min(int(sparsity), kernel.shape[-2])
     if channels == 1:
         filters = ops.reshape(kernel, (taps.shape[0], -1))
-        return spectra.largest_modulus(filters, taps, grid)
+        return factor * spectra.largest_modulus(filters, taps, grid)
     filters = ops.reshape(kernel, (taps.shape[0], *kernel.shape[-2:]))
     filters = ops.swapaxes(filters, -1, -2)
-    return spectra.largest_length(filters, taps, grid, channels)
+    return factor * spectra.largest_length(filters, taps, grid, channels)
 
 
 def rms_modulus(kernel, spatial_shape=None, dilation_rate=1):
@@ -303,7 +310,10 @@ def conv_spectral_norm(
 
     Args:
         kernel: Tensor of shape `(*kernel_size, in // groups, out)`.
-        spatial_shape: Tuple of ints, the extents of the layer's input.
+        spatial_shape: Tuple of ints, the extents of the layer's input. For
+            another padding than cyclic see
+            `keras_san.geometry.Convolution.strided_shape`: the result is then
+            an upper bound.
         strides: Int or tuple of ints; each must divide its extent.
         dilation_rate: Int or tuple of ints.
         groups: Int, the groups of channels that are convolved apart.
@@ -506,15 +516,26 @@ def _grid_and_taps(kernel_shape, spatial_shape, dilation_rate):
     dilation_rate = _tuple("dilation_rate", dilation_rate, rank)
     if spatial_shape is None:
         # Dilation only permutes the frequencies, so the supremum is that of
-        # the dense kernel. With a tap per 1/32 of the grid, its modulus (a
-        # trigonometric polynomial of degree (k - 1) / 2 up to a phase) is at
-        # its nearest grid point still cos(pi / 64) of the supremum.
-        grid = tuple(max(1, 32 * (k - 1)) for k in kernel_size)
+        # the dense kernel.
+        grid = tuple(max(1, _PER_TAP * (k - 1)) for k in kernel_size)
         dilation_rate = (1,) * rank
     else:
         grid = _tuple("spatial_shape", spatial_shape, rank)
     taps = spectra.indices(kernel_size) * np.array(dilation_rate, int)
     return grid, taps.astype("int32")
+
+
+def _grid_factor(kernel_shape, spatial_shape):
+    """The least factor that makes the result a bound for all frequencies.
+
+    By the bounds (c) and (e) of `keras_san.spectra`: no frequency is further
+    than half a step, `pi / (_PER_TAP * (k - 1))`, from the grid of
+    `_grid_and_taps`.
+    """
+    if spatial_shape is not None:
+        return 1.0
+    axes = sum(k > 1 for k in kernel_shape[:-2])
+    return math.cos(math.pi / (2 * _PER_TAP)) ** -axes
 
 
 def _block_frequencies(grid, strides):

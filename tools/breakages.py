@@ -554,11 +554,21 @@ keras_san/gan/optimizers.py: half precision has no loss scaling
 - if network.compute_dtype == "float16" and not scaled:
 + if network.compute_dtype == "bfloat16" and not scaled:
 
+@ tests/test_geometry.py
+
+keras_san/geometry.py: zero padding is measured as circular padding
+- return n if padding in (None, "valid") else n + reach
++ return n
+
+keras_san/geometry.py: the stride of an operator with zero padding
+- -(-n // s) * s for n, s in zip(self.spatial_shape, self.strides)
++ n // s * s for n, s in zip(self.spatial_shape, self.strides)
+
 @ tests/test_contract.py
 
 keras_san/geometry.py: the image of a transposed layer is that of its input
-- spatial = [n * s for n, s in zip(spatial, layer.strides)]
-+ spatial = list(spatial)
+- n = n * stride
++ n = n + 0
 
 keras_san/kernel_normalization.py: the gradient of the norm has the wrong sign
 - norm = norm + (linear - ops.stop_gradient(linear))

@@ -61,8 +61,7 @@ def gradient_bounds(model, images, norms=None):
         A NumPy array of records, one per kernel in the order of the weights:
         `layer`, a string, and `bound`, NaN if something on a path is unknown
         (a layer of another kind, an image of unknown size, several kernels in
-        one layer). Under zero padding the norms are those of circular
-        padding, and the bound is approximate.
+        one layer).
 
     Reference:
         [Lin, Sekar and Fanti, 2021](https://arxiv.org/abs/2009.02773), who

@@ -84,9 +84,10 @@ def layer_norms(model, operator=True, slope=0.0):
         - `san`: Lemma 1; `sn`: the top singular value of the `(fan_in,
           outputs)` matrix, `sn_transposed`: that of the `(fan_out, inputs)`
           matrix, `bsn`: their mean, all converged; `operator`: the exact
-          operator norm under cyclic padding, with the stride, NaN if the size
-          of the image is unknown or no multiple of the stride. For a dense
-          layer all of them are its top singular value.
+          operator norm with the stride (an upper bound, if the padding is
+          not circular), NaN if the size of the image is unknown or, with
+          circular padding, no multiple of the stride. For a dense layer all
+          of them are its top singular value.
         - `operator_over_sn`, which is at least 1 (unless channels are
           grouped, or a transposed convolution has a stride) and at most
           `operator_over_sn_limit`, the square root of the number of output
@@ -180,7 +181,7 @@ def _norms(weights, geometry, operator):
     if geometry.transposed:
         tops.reverse()
     found["sn"], found["sn_transposed"] = tops
-    extents = geometry.spatial_shape
+    extents = geometry.strided_shape()
     if operator and extents is not None:
         if not any(e % s for e, s in zip(extents, geometry.strides)):
             norm = normalizers.ConvSpectral().norm(weights, geometry)

@@ -46,7 +46,7 @@ _TABLE = (
     ("by", "normalizer", "", "normalizer, if there is one"),
     ("SAN", "san", ".3g", "SAN's norm of the kernel (Lemma 1)"),
     ("SN", "sn", ".3g", "its top singular value as a matrix"),
-    ("exact", "operator", ".3g", "its exact norm under circular padding"),
+    ("exact", "operator", ".3g", "its operator norm, or a bound"),
     (
         "norm/aim",
         "norm_over_intended",

@@ -122,7 +122,7 @@ def signal_gains(model, images, norms=None, batch_size=64):
         - `gain`, `gain_max`: the mean and the maximum over the images of
           `||W x|| / ||x||`; `gain_over_san`, `gain_over_sn`,
           `gain_over_operator`: the mean, divided by each of the layer's norms.
-          The last is at most 1 under cyclic padding;
+          The last is at most 1;
         - `channel_gain`, `channel_gain_max`: the same for the norm of the
           largest channel of `W x` over that of the largest channel of `x`.
           For signals of one channel it is at most SAN's norm.
