@@ -17,7 +17,7 @@ from keras_san import (
     penalties,
     regularizers,
 )
-from keras_san.export import strip
+from keras_san.conversion import normalize, strip
 from keras_san.gan import GAN, AttributeGAN, PairedGAN
 from keras_san.kernel_normalization import hold_norms
 from keras_san.layers import (
@@ -44,6 +44,7 @@ __all__ = [
     "measure_norms",
     "metrics",
     "networks",
+    "normalize",
     "normalizers",
     "norms",
     "padding",

@@ -471,6 +471,19 @@ class SANWrapper(keras.layers.Wrapper):
     def quantize(self, mode=None, **kwargs):
         refuse_quantization(self.name, mode)
 
+    # The weights are those of `layer`; this tells a file of plain layers.
+    def save_own_variables(self, store):
+        store["normalized"] = ops.ones(())
+
+    def load_own_variables(self, store):
+        if "normalized" not in store.keys():
+            raise ValueError(
+                "The file has no normalized layer in this place. If it holds "
+                "the weights of a plain model, load them into a plain model, "
+                "and normalize that, as in `keras_san.normalize(plain)`. "
+                f"Received: weights for layer {self.name}"
+            )
+
     def get_config(self):
         return {**super().get_config(), **_config(self)}
 

@@ -634,21 +634,31 @@ keras_san/layers.py: wrapped layers lose their mask
 - return self.layer.compute_mask(inputs, previous_mask)
 + return previous_mask
 
-@ tests/test_export.py
+@ tests/test_conversion.py
 
-keras_san/export.py: stripped kernels are not divided
+keras_san/conversion.py: stripped kernels are not divided
 - value = divided.get(id(weight), weight)
 + value = weight
 
-keras_san/export.py: stripped layers lose their bias
-- weights = [w for w in source.weights if id(w) not in state]
-+ weights = [w for w in source.weights if id(w) in divided]
+keras_san/conversion.py: stripped layers lose their bias
+- weights = [w for w in _holder(layer).weights if id(w) not in state]
++ weights = [w for w in _holder(layer).weights if id(w) in divided]
 
-@ tests/test_export.py ? learned
+@ tests/test_conversion.py ? normalize
 
-keras_san/export.py: other layers forget what they have learned
-- copy.set_weights(layer.get_weights())
-+ copy.get_weights()
+keras_san/conversion.py: normalized models start anew
+- _copy_weights(layer, plain, {})
++ assert plain
+
+keras_san/conversion.py: layers of this package start anew
+- new.kernel_initializer = lambda shape, dtype: _values(layer.kernel)
++ assert initializer
+
+@ tests/test_conversion.py ? learned
+
+keras_san/conversion.py: other layers forget what they have learned
+- new.set_weights(layer.get_weights())
++ new.get_weights()
 
 @ tests/test_callbacks.py ? grid
 

@@ -1,18 +1,26 @@
-"""Tests of `strip` and `model.export`: the same function without keras_san."""
+"""Tests of `normalize`, `strip` and `model.export`."""
 
 import functools
 import os
+import re
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, to_numpy
+from helpers import (
+    BACKEND,
+    circular_convolution,
+    matrix_norm,
+    sparsity_aware,
+    to_numpy,
+)
 from keras import layers
 
 import keras_san
 from keras_san import SANConv2D, SANDense, SANWrapper, normalizers
+from keras_san.kernels import find_kernels
 
 each_form = pytest.mark.parametrize("form", ["divide", "project"])
 
@@ -506,3 +514,340 @@ def test_exported_critics_measure_nothing(exported):
         seen = operations_of(loaded.signatures["serving_default"])
         assert "Conv2D" in seen
         assert not [op for op in seen if "Assign" in op]
+
+
+# `normalize`.
+
+
+def plain_critic():
+    return keras.Sequential(
+        [
+            keras.Input((6, 5, 3)),
+            layers.Conv2D(4, 3, activation="relu", name="first"),
+            layers.SpectralNormalization(
+                layers.Conv2D(4, 2, bias_initializer="ones"), name="second"
+            ),
+            layers.Flatten(name="flat"),
+            layers.Dense(2, name="third"),
+        ],
+        name="critic",
+    )
+
+
+def convert(model, *args, **kwargs):
+    return keras_san.normalize(model, *args, **kwargs, verbose=False)
+
+
+def raw_kernels(model):
+    return [to_numpy(kernel.variable) for kernel in find_kernels(model)]
+
+
+def test_normalize(capsys):
+    plain = plain_critic()
+    inputs = inputs_of(plain)
+    before = plain.get_weights()
+    normalized = keras_san.normalize(plain)
+    printed = capsys.readouterr().out
+    names = ["first", "second", "third"]
+    assert (
+        names_of(normalized) == names_of(plain) == [*names[:2], "flat", "third"]
+    )
+    for ours, theirs in zip(plain.get_weights(), before):
+        np.testing.assert_array_equal(ours, theirs)
+    # The raw kernels, in plain layers.
+    raw = convert(normalized, None)
+    kinds = [layers.Conv2D, layers.Conv2D, layers.Flatten, layers.Dense]
+    assert [type(layer) for layer in raw.layers] == kinds
+    np.testing.assert_array_equal(
+        outputs_of(raw, inputs), outputs_of(plain, inputs)
+    )
+    # Divided by hand.
+    for name, grid in zip(names, [(6, 5), (4, 3), None]):
+        kernel = raw.get_layer(name).kernel
+        value = to_numpy(kernel)
+        norm = sparsity_aware(value, grid) if grid else matrix_norm(value)
+        assert f"{norm:.4g}" in re.search(f"^{name} .*$", printed, re.M)[0]
+        kernel.assign(value / norm)
+    assert_equal_outputs(normalized, raw, inputs)
+    assert_equal_outputs(keras_san.strip(normalized), raw, inputs)
+
+
+@pytest.mark.parametrize("make", [functional, nested, shared, operations])
+def test_normalize_any_structure(make):
+    """Layers that are normalized already get another normalizer."""
+    model = prepared(make, "divide")
+    again = convert(model, "sn")
+    assert names_of(again) == names_of(model)
+    kernels = find_kernels(again)
+    # All that are not in a custom layer, each of them once.
+    assert [k.name for k in kernels] == [k.name for k in find_kernels(model)]
+    for kernel, before in zip(kernels, raw_kernels(model)):
+        assert type(kernel.normalizer) is normalizers.Spectral
+        np.testing.assert_array_equal(to_numpy(kernel.variable), before)
+        value, geometry = kernel.variable, kernel.geometry
+        norm = kernel.normalizer.for_kernel(geometry).norm(value, geometry)
+        np.testing.assert_allclose(
+            to_numpy(kernel.normalization.norm), to_numpy(norm), rtol=1e-5
+        )
+    assert_equal_outputs(keras_san.strip(again), again, inputs_of(model))
+
+
+def test_projected_kernels():
+    plain = plain_critic()
+    projected = convert(plain, san("project"))
+    assert_equal_outputs(projected, convert(plain), inputs_of(plain))
+    # No state: the weights are those of plain layers.
+    expected = convert(plain, None)
+    projected.set_weights(expected.get_weights())
+    assert_equal_outputs(projected, expected, inputs_of(plain))
+
+
+def test_what_is_frozen_and_dtypes_stay():
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4), layers.Dense(4)], name="inner"
+    )
+    inner.trainable = False
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, dtype="mixed_bfloat16", name="low")(inner(inputs))
+    model = keras.Model(inputs, layers.Dense(1, name="last")(x))
+    model.get_layer("low").trainable = False
+    model.get_layer("last").bias.trainable = False
+    for new in (convert(model), convert(convert(model), None)):
+        assert not new.get_layer("inner").trainable
+        assert new.get_layer("low").compute_dtype == "bfloat16"
+        flags = [layer.trainable for layer in new.layers]
+        assert flags == [layer.trainable for layer in model.layers]
+        assert len(new.trainable_weights) == 1
+
+
+class Block(layers.Layer):
+    """As many users write them: no `build`, and layers inside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.Dense(3)
+        self.matrix = self.add_weight((3, 3), name="matrix")
+
+    def call(self, inputs):
+        return self.inner(inputs) @ self.matrix
+
+
+def test_layers_that_are_copied():
+    shift = 2.0
+    normalization = layers.Normalization()
+    normalization.adapt(np.float32([[1, 2], [3, 5]]))
+    attention = layers.MultiHeadAttention(2, 3)
+    lora = layers.Dense(3, name="lora")
+    inputs = keras.Input((4, 2))
+    x = normalization(inputs)
+    x = layers.Lambda(lambda x: x + shift)(x)
+    x = Block(name="block")(attention(x, x))
+    x = layers.LSTM(3, name="lstm")(lora(x))
+    model = keras.Model(inputs, layers.Dense(1, name="last")(x))
+    lora.enable_lora(2)
+    lora.lora_kernel_b.assign(np.ones((2, 3)))
+    with pytest.warns(UserWarning, match="not normalized") as warned:
+        normalized = convert(model)
+    (message,) = [str(x.message) for x in warned if x.category is UserWarning]
+    for text in (
+        "/query/kernel (inside of MultiHeadAttention)",
+        "lora/kernel (LoRA is enabled)",
+        "lstm/lstm_cell/recurrent_kernel (inside of LSTM)",
+        "block/dense",
+        "block/matrix (no attribute `kernel`)",
+    ):
+        assert text in message
+    assert "last" not in message and "bias" not in message
+    for new in (keras_san.strip(model), convert(normalized, None)):
+        assert_equal_outputs(new, model, inputs_of(model), 1e-6)
+        flags = [weight.trainable for weight in new.weights]
+        assert flags == [weight.trainable for weight in model.weights]
+
+
+@pytest.mark.parametrize(
+    "only, expected",
+    [
+        ("second", ["second"]),
+        (layers.Dense, ["third"]),
+        (lambda layer: layer.name < "second", ["first"]),
+        (["first", layers.Dense], ["first", "third"]),
+        (layers.Conv2D, ["first", "second"]),
+    ],
+)
+def test_only(only, expected):
+    normalized = convert(plain_critic(), only=only)
+    found = [
+        layer.name
+        for layer in normalized.layers
+        if isinstance(layer, SANWrapper)
+    ]
+    assert found == expected
+    # The others are as they have been.
+    if "second" not in expected:
+        kind = layers.SpectralNormalization
+        assert type(normalized.get_layer("second")) is kind
+
+
+def test_circular_padding(capsys):
+    images = keras.Input((6, 5, 3))
+    x = layers.Conv2D(4, 3, 2, padding="same", name="same")(images)
+    y = layers.Conv2D(4, 2, name="valid")(x)
+    z = layers.Conv2DTranspose(
+        2, 3, 2, padding="same", output_padding=1, name="larger"
+    )(x)
+    model = keras.Model(images, [x, y, z])
+    padded = keras_san.normalize(model, None, padding="circular")
+    printed = capsys.readouterr().out.splitlines()
+    notes = ["circular padding", 'stays "valid"', 'stays "same"']
+    assert [note in line for note, line in zip(notes, printed[1:])] == [
+        True
+    ] * 3
+    inputs = inputs_of(model)
+    kernel = to_numpy(model.get_layer("same").kernel)
+    np.testing.assert_allclose(
+        outputs_of(padded, inputs)[0],
+        circular_convolution(inputs, kernel, 2),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    # It stays so, and the norm is that of the image.
+    again = convert(padded, "san", only="same").get_layer("same")
+    assert again.circular
+    np.testing.assert_allclose(
+        float(again.normalizations[0].current()),
+        sparsity_aware(kernel, (6, 5)),
+        rtol=1e-5,
+    )
+    # So it does in a layer of this package.
+    layer = SANConv2D(4, 3, padding="same")
+    layer.build((1, 6, 5, 3))
+    circular = convert(layer, "sn", padding="circular")
+    assert type(circular) is SANConv2D and circular.circular
+
+
+def test_normalizations_that_do_nothing():
+    critic = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            layers.Conv2D(4, 3, name="first"),
+            layers.LeakyReLU(0.2),
+            layers.Conv2D(4, 3, name="second"),
+            layers.BatchNormalization(),
+        ]
+    )
+    with pytest.warns(UserWarning, match="of second does nothing"):
+        convert(critic)
+    convert(critic, None)
+
+
+def test_what_cannot_be_normalized():
+    model = plain_critic()
+    for arguments, received in (
+        ({"only": "flat"}, "only='flat'.*'first', 'second', 'third'"),
+        ({"only": ["first", 3]}, "only=.*3"),
+        ({"only": layers.Conv1D}, "only=<class.*'first', 'second', 'third'"),
+        ({"padding": "same"}, "padding='same'"),
+        ({"normalizer": "spectral"}, "normalizer='spectral'"),
+    ):
+        with pytest.raises(ValueError, match=f"Received: {received}"):
+            convert(model, **arguments)
+    with pytest.raises(ValueError, match="Keras 3.*of type builtins.str"):
+        convert("critic")
+    with pytest.raises(ValueError, match="nothing to normalize"):
+        convert(keras.Sequential([keras.Input((3,)), layers.ReLU()]))
+    gan = keras_san.GAN(
+        keras.Sequential([keras.Input((2,)), layers.Dense(3)], name="maker"),
+        keras.Sequential([keras.Input((3,)), layers.Dense(1)], name="judge"),
+        latent_dim=2,
+    )
+    message = r"normalize\(gan.critic\).*GAN.*maker \(Sequential\), judge"
+    with pytest.raises(ValueError, match=message):
+        convert(gan)
+
+
+def test_quantized_layers_are_refused():
+    dense = layers.Dense(2)
+    model = keras.Sequential([keras.Input((4,)), dense])
+    wrapper = SANWrapper(layers.Dense(2))
+    wrapper.build((1, 4))
+    for layer in (dense, wrapper.layer):
+        layer.quantize("int8")
+    for function, argument in ((convert, model), (keras_san.strip, wrapper)):
+        with pytest.raises(ValueError, match="quantized to int8"):
+            function(argument)
+
+
+def test_files_of_plain_weights(tmp_path):
+    plain = plain_critic()
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    normalized = convert(plain)
+    with pytest.raises(ValueError, match="and normalize that"):
+        normalized.load_weights(tmp_path / "plain.weights.h5")
+    normalized.save_weights(tmp_path / "normalized.weights.h5")
+    other = convert(plain_critic())
+    other.load_weights(tmp_path / "normalized.weights.h5")
+    inputs = inputs_of(plain)
+    assert_equal_outputs(other, normalized, inputs, 1e-6)
+
+
+# Critics as users have them.
+
+
+def wgan_gp():
+    """As keras.io's example of WGAN-GP, but small."""
+    x = images = keras.Input((12, 12, 1))
+    x = layers.ZeroPadding2D(2)(x)
+    for filters in (4, 8):
+        x = layers.Conv2D(filters, 5, 2, padding="same")(x)
+        x = layers.LeakyReLU(0.2)(x)
+        x = layers.Dropout(0.3)(x)
+    x = layers.Dropout(0.2)(layers.Flatten()(x))
+    return keras.Model(images, layers.Dense(1)(x), name="discriminator")
+
+
+def dcgan():
+    """As keras.io's example of DCGAN, but small."""
+    parts = [keras.Input((16, 16, 3))]
+    for filters in (4, 8, 8):
+        parts.append(layers.Conv2D(filters, 4, 2, padding="same"))
+        parts.append(layers.LeakyReLU(0.2))
+    parts += [layers.Flatten(), layers.Dropout(0.2)]
+    return keras.Sequential([*parts, layers.Dense(1, activation="sigmoid")])
+
+
+def cyclegan():
+    """As keras.io's example of CycleGAN, but small."""
+    x = images = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 4, 2, padding="same")(x)
+    x = layers.LeakyReLU(0.2)(x)
+    for filters, strides in ((8, 2), (8, 1)):
+        x = layers.Conv2D(filters, 4, strides, padding="same", use_bias=False)(
+            x
+        )
+        x = layers.GroupNormalization(groups=-1)(x)
+        x = layers.LeakyReLU(0.2)(x)
+    x = layers.Conv2D(1, 4, padding="same")(x)
+    return keras.Model(images, x, name="discriminator")
+
+
+def spade():
+    return keras_san.networks.spade.critic(
+        (32, 32), 2, width=1 / 16, scales=1, normalizer=None, padding="same"
+    )
+
+
+@pytest.mark.parametrize("make", [wgan_gp, dcgan, cyclegan, spade])
+@pytest.mark.filterwarnings("ignore:The normalization of")
+def test_critics_of_users(make, quick, tmp_path):
+    critic = convert(make(), padding="circular" if make is dcgan else None)
+    inputs = inputs_of(critic)
+    critic.compile("adam", "mse")
+    targets = [np.zeros_like(x) for x in outputs_of(critic, inputs)]
+    if make is not spade:
+        (targets,) = targets
+    critic.fit(inputs, targets, epochs=3, verbose=0)
+    critic.save(tmp_path / "critic.keras")
+    loaded = keras.saving.load_model(tmp_path / "critic.keras")
+    stripped = keras_san.strip(loaded)
+    assert_plain(stripped)
+    assert_equal_outputs(stripped, critic, inputs)
