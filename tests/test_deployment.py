@@ -1,4 +1,4 @@
-"""Stripped critics and generators compute the same where they are shipped to."""
+"""Exported models compute what the models did that they were made of."""
 
 import keras
 import numpy as np
