@@ -82,7 +82,7 @@ def normalize(model, normalizer="san", padding=None, only=None, verbose=True):
     _check_model(model)
     layers = _layers_of(model)
     for layer in layers:
-        _refuse_quantized(layer)
+        _check_quantization(layer)
     chosen = {id(layer) for layer in _choose(layers, only)}
     if not chosen and normalizer is not None:
         raise ValueError(
@@ -147,8 +147,7 @@ def strip(model):
 
     Raises:
         ValueError: if the model is not built, is a subclass with a `call` of
-            its own, holds `keras_san` layers inside of custom layers, or a
-            normalized layer is quantized.
+            its own, or holds `keras_san` layers inside of custom layers.
     """
     _check_model(model)
     stripped, _ = _rebuild(model, _strip_layer)
@@ -325,12 +324,12 @@ def _copy_trainable(layer, new):
         _copy_trainable(*pair)
 
 
-def _refuse_quantized(layer):
+def _check_quantization(layer):
     mode = _holder(layer).quantization_mode
     if mode is not None:
         raise ValueError(
-            "A quantized kernel can neither be normalized nor divided. "
-            "Convert the model first, and quantize the plain one. "
+            "A quantized kernel cannot be normalized. Quantize what `strip` "
+            "makes of the normalized model. "
             f"Received: layer {layer.name}, quantized to {mode}"
         )
 
@@ -478,7 +477,6 @@ def _norm_before(normalization, kernel):
 def _strip_layer(layer):
     if not isinstance(layer, (SANConv2D, SANDense, SANWrapper)):
         return None
-    _refuse_quantized(layer)
     plain = _plain_layer(layer)
     divided = {
         id(normalization.get_kernel()): normalization(training=False)
