@@ -535,7 +535,7 @@ def _grid_factor(kernel_shape, spatial_shape):
     if spatial_shape is not None:
         return 1.0
     axes = sum(k > 1 for k in kernel_shape[:-2])
-    return math.cos(math.pi / (2 * _PER_TAP)) ** -0
+    return math.cos(math.pi / (2 * _PER_TAP)) ** -axes
 
 
 def _block_frequencies(grid, strides):

@@ -766,8 +766,9 @@ def test_what_cannot_be_normalized():
 
 
 def test_quantized_layers_are_refused():
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    model.quantize("int8")
+    dense = layers.Dense(2)
+    model = keras.Sequential([keras.Input((4,)), dense])
+    dense.quantize("int8")
     with pytest.raises(ValueError, match="quantized to int8"):
         convert(model)
 
