@@ -180,6 +180,20 @@ class TestEvaluation:
             found["custom_fid"], [fid.result()["fid"]], rtol=1e-5
         )
 
+    def test_what_is_drawn_beyond_the_range_is_clipped(self):
+        """As that of generators without tanh, R3GAN's for one."""
+        images = np.random.default_rng(0).normal(size=(30, 8, 8, 1))
+        found = [
+            callbacks.Evaluation(
+                np.clip(images, -1.0, 1.0),
+                extract,
+                num_images=30,
+                draw=lambda model, drawn=drawn: [drawn],
+            ).evaluate(None)
+            for drawn in (images, np.clip(images, -1.0, 1.0))
+        ]
+        assert found[0] == found[1]
+
     def test_the_last_epoch_is_evaluated(self):
         images = np.zeros((20, 8, 8, 1), "uint8")
         evaluation = callbacks.Evaluation(images, extract, 5, 30)

@@ -35,6 +35,8 @@ class Evaluation(keras.callbacks.Callback):
             which are the same each time.
         draw: `None` for a `keras_san.GAN`, or a callable from the model to an
             iterable of arrays of generated images, `num_images` in all.
+            Floats beyond [-1, 1] are clipped, as in a picture: not every
+            generator ends in tanh.
 
     Raises:
         ValueError: for an unknown extractor, a count below those above, or
@@ -107,6 +109,8 @@ class Evaluation(keras.callbacks.Callback):
         self._fid.reset_state(keep_real=True)
         self._kid.reset_state(keep_real=True)
         for images in self.draw(gan):
+            if images.dtype != "uint8":
+                images = np.clip(images, -1.0, 1.0)
             features, logits = self.extractor(images)
             self._score.update_state(logits)
             self._fid.update_state(features)
