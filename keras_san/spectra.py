@@ -61,8 +61,9 @@ _CHUNK = 2**18
 # Filters of which the scan forms the spectra at once.
 _BLOCK = 256
 
-# Points of the coarse grid along each axis, at most, by number of axes.
-_COARSE = {1: 1024, 2: 32, 3: 16}
+# Points of the coarse grid along each axis, at most, by number of axes. In two
+# dimensions an image of 32 pixels fits with its zero padding.
+_COARSE = {1: 1024, 2: 40, 3: 16}
 
 # Entries of the constant tables, at most. Larger kernels are scanned.
 _TABLES = 2**19
