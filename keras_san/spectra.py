@@ -36,6 +36,10 @@ The bounds, each of which a test holds up to random filters:
     `|sum_j conj(u_j) F_j|^2`, of the same degree, is the sum, nowhere more.
     And so it holds for the largest such sum over all choices of filters.
 
+(f) `|F| <= |C| + sum |w - c|`, where `C` is the transform of any filter `c`:
+    the triangle inequality again. `-w` has the moduli of `w`, so the sign
+    of `w` may be chosen. It tells filters apart of which all are nearly `c`.
+
 With a dilation of `s` read `s (k - 1)` for `k - 1`.
 """
 
@@ -54,8 +58,12 @@ _SMALL = 2**14
 # Elements that one step of the scan may produce.
 _CHUNK = 2**18
 
-# Points of the coarse grid along each axis, at most, by number of axes.
-_COARSE = {1: 1024, 2: 32, 3: 16}
+# Filters of which the scan forms the spectra at once.
+_BLOCK = 256
+
+# Points of the coarse grid along each axis, at most, by number of axes. In two
+# dimensions an image of 32 pixels fits with its zero padding.
+_COARSE = {1: 1024, 2: 40, 3: 16}
 
 # Entries of the constant tables, at most. Larger kernels are scanned.
 _TABLES = 2**19
@@ -65,6 +73,13 @@ _TABLES = 2**19
 # first is enough for trained kernels, the others for random ones of 4x4 taps,
 # of which bound (a) tells less.
 _EFFORTS = ((256, 16, 64), (2048, 64, 1024), (16384, 64, 1024))
+
+# What is looked at by bound (f), if no effort is enough: so many frequencies
+# of all filters, and all frequencies of one filter in so many.
+_AROUND = (16, 12)
+
+# Phases that may be computed at once for it.
+_PHASES = 2**22
 
 # An effort is spared if a scan would do no more than so many times its work.
 _WORTH = 4
@@ -113,15 +128,23 @@ def largest_modulus(filters, taps, grid):
         < 2 * math.prod(filters.shape) * _num_frequencies(grid)
     ]
 
-    def search(efforts):
-        if not efforts:
+    searches = [
+        functools.partial(_search, filters, tables, *effort)
+        for effort in efforts
+    ]
+    num_phases = _num_frequencies(grid) * len(taps)
+    if len(efforts) == len(_EFFORTS) > 0 and num_phases <= _PHASES:
+        searches.append(functools.partial(_search_around, filters, taps, grid))
+
+    def search(searches):
+        if not searches:
             return _scan(filters, taps, grid)
-        power, certified = _search(filters, tables, *efforts[0])
+        power, certified = searches[0]()
         return ops.cond(
-            certified, lambda: ops.sqrt(power), lambda: search(efforts[1:])
+            certified, lambda: ops.sqrt(power), lambda: search(searches[1:])
         )
 
-    return search(efforts)
+    return search(searches)
 
 
 def largest_length(filters, taps, grid, count):
@@ -149,14 +172,16 @@ def largest_length(filters, taps, grid, count):
 
     def sums(filters, steps):
         """The largest sum for each output, at every so many frequencies."""
+        flat = ops.reshape(filters, (len(taps), -1))
 
-        def of_chunk(power):
+        def of_chunk(cosine, sine):
+            power = _powers(flat, cosine, sine)
             power = ops.reshape(power, (-1, filters.shape[1], inputs))
             return ops.max(_top_sums(power, count), axis=0)
 
-        flat = ops.reshape(filters, (len(taps), -1))
         zero = ops.zeros(filters.shape[1:2], "float32")
-        return _over_frequencies(flat, taps, grid, steps, of_chunk, zero)
+        width = max(flat.shape)
+        return _over_frequencies(taps, grid, steps, width, of_chunk, zero)
 
     every = (1,) * len(grid)
 
@@ -363,49 +388,140 @@ def _refine(power, rho, bounds, best, tables, num_cells):
     )
 
 
-def _scan(filters, taps, grid):
-    """The largest modulus of all filters, at all frequencies, in chunks."""
-    filters, scale = unit_scale(filters)
-    every = (1,) * len(grid)
-    zero = ops.zeros((), "float32")
-    power = _over_frequencies(filters, taps, grid, every, ops.max, zero)
-    return scale * ops.sqrt(power)
-
-
-def _over_frequencies(filters, taps, grid, steps, reduce, zero):
-    """The largest of what `reduce` makes of P, in chunks of frequencies.
+def _search_around(filters, taps, grid):
+    """The largest P of filters that are nearly one, up to their signs.
 
     Args:
         filters: float32 tensor of shape `(taps, n)`.
         taps: int array of shape `(taps, axes)`.
         grid: Tuple of ints.
+
+    Returns:
+        `(power, certified)`, as `_search`.
+    """
+    few, share = _AROUND
+    _, n = filters.shape
+    few = min(few, _num_frequencies(grid) - 1)
+    ones = np.ones((1, len(taps)), "float32")
+
+    # c is the mean of the filters, each with the sign of one of the largest.
+    largest_one = ops.argmax(matmul(ones, ops.abs(filters))[0])
+    one = ops.take(filters, largest_one[None], axis=1)
+    sign = ops.where(matmul(ops.transpose(one), filters) < 0.0, -1.0, 1.0)
+    centre = ops.mean(filters * sign, axis=1, keepdims=True)
+    distances = matmul(ones, ops.abs(filters * sign - centre))[0]
+
+    index = ops.arange(_num_frequencies(grid), dtype="int32")
+    frequencies = _frequencies(index, grid, (1,) * len(grid))
+    phases = _traced_phases(frequencies, taps, grid)
+    around, order = ops.top_k(_powers(centre, *phases)[:, 0], few + 1)
+    around = ops.sqrt(around)
+    # The frequencies where the centre is largest, of all filters.
+    best = _largest_power(filters, taps, grid, order[:few])
+    rest = around[few] + ops.max(distances)
+
+    def certifies(rest, best):
+        # Rounding is that of the taps, of which the sum may exceed |C|.
+        return ops.square(rest) * (1.0 + 5.0 * _SLACK) <= best
+
+    def look_further():
+        """All frequencies of the filters that are furthest from the centre."""
+        bounds, index = ops.top_k(distances, max(1, n // share))
+        some = ops.take(filters, index, axis=1)
+        found = _largest_power(some, taps, grid)
+        return ops.maximum(best, found), around[few] + ops.min(bounds)
+
+    best, rest = ops.cond(
+        certifies(rest, best), lambda: (best, rest), look_further
+    )
+    certified = ops.logical_and(certifies(rest, best), best > _SMALLEST_POWER)
+    finite = ops.isfinite(best + ops.sum(distances))
+    return best, ops.logical_and(certified, finite)
+
+
+def _scan(filters, taps, grid):
+    """The largest modulus of all filters, at all frequencies, in chunks."""
+    filters, scale = unit_scale(filters)
+    return scale * ops.sqrt(_largest_power(filters, taps, grid))
+
+
+def _largest_power(filters, taps, grid, order=None):
+    """The largest P, at all frequencies or those of the numbers `order`."""
+    n = filters.shape[1]
+    every = (1,) * len(grid)
+    zero = ops.zeros((), "float32")
+    tables = None
+    if n * _num_frequencies(grid) > _SMALL:
+        tables = _tables(taps.tobytes(), taps.shape, grid)
+    if tables is None or order is not None:
+        width = max(filters.shape)
+
+        def largest_of_chunk(cosine, sine):
+            return ops.max(_powers(filters, cosine, sine))
+
+        return _over_frequencies(
+            taps, grid, every, width, largest_of_chunk, zero, order
+        )
+
+    # By (1), for a block of filters at a time, so that what is multiplied
+    # stays in the cache.
+    block = min(n, _BLOCK)
+    lags = _lags(taps)
+
+    def of_chunk(cosine, sine):
+        def step(number, best):
+            # See `_over_frequencies`.
+            first = ops.minimum(number * block, n - block)
+            first = first + ops.cast(best < 0.0, "int32")
+            some = ops.slice(filters, (0, first), (len(taps), block))
+            some = ops.square(matmul(tables.transform, some))
+            power = matmul(cosine, matmul(tables.to_rho, some))
+            return ops.maximum(best, ops.max(power))
+
+        return ops.fori_loop(0, math.ceil(n / block), step, zero)
+
+    width = max(block, len(lags))
+    return _over_frequencies(lags, grid, every, width, of_chunk, zero)
+
+
+def _powers(filters, cosine, sine):
+    """P of filters `(taps, n)` at frequencies of such phases."""
+    real = matmul(cosine, filters)
+    imaginary = matmul(sine, filters)
+    return real * real + imaginary * imaginary
+
+
+def _over_frequencies(positions, grid, steps, width, reduce, zero, order=None):
+    """The largest of what `reduce` makes of P, in chunks of frequencies.
+
+    Args:
+        positions: int array of shape `(positions, axes)`.
+        grid: Tuple of ints.
         steps: Tuple of ints: every so many points of the grid along an axis.
-        reduce: Callable from P of a chunk, `(frequencies, n)`, to a tensor.
+        width: Int, the entries that a frequency takes.
+        reduce: Callable from the phases of a chunk of frequencies, their
+            cosine and sine `(frequencies, positions)`, to a tensor.
         zero: What `reduce` makes of nothing.
+        order: Int tensor, the numbers of the frequencies to look at, or
+            `None` for all.
 
     Returns:
         A tensor, the elementwise maximum over the chunks.
     """
-    # Filters are real: half of the frequencies along the last axis suffice.
-    extents = [math.ceil(n / step) for n, step in zip(grid, steps)]
-    extents[-1] = math.ceil((grid[-1] // 2) / steps[-1]) + 1
-    num_frequencies = math.prod(extents)
-    # Both the transforms and the phases are bounded.
-    chunk = max(1, min(num_frequencies, _CHUNK // max(filters.shape)))
+    num_frequencies = math.prod(_extents(grid, steps))
+    if order is not None:
+        num_frequencies = order.shape[0]
+    chunk = max(1, min(num_frequencies, _CHUNK // width))
 
     def reduced(first):
         # The last chunk may run over the end: it starts again from zero.
         index = ops.mod(
             first + ops.arange(chunk, dtype="int32"), num_frequencies
         )
-        frequencies = []
-        for extent, step in zip(reversed(extents), reversed(steps)):
-            frequencies.insert(0, step * ops.mod(index, extent))
-            index = ops.floor_divide(index, extent)
-        cosine, sine = _traced_phases(frequencies, taps, grid)
-        real = matmul(cosine, filters)
-        imaginary = matmul(sine, filters)
-        return reduce(real * real + imaginary * imaginary)
+        if order is not None:
+            index = ops.take(order, index)
+        frequencies = _frequencies(index, grid, steps)
+        return reduce(*_traced_phases(frequencies, positions, grid))
 
     def step(number, best):
         # `best` is never negative; that a chunk depends on it keeps
@@ -417,6 +533,24 @@ def _over_frequencies(filters, taps, grid, steps, reduce, zero):
     if chunks == 1:
         return reduced(0)
     return ops.fori_loop(0, chunks, step, zero)
+
+
+def _extents(grid, steps):
+    """The numbers of frequencies along each axis, every so many points."""
+    # Filters are real: half of the frequencies along the last axis suffice.
+    extents = [math.ceil(n / step) for n, step in zip(grid, steps)]
+    extents[-1] = math.ceil((grid[-1] // 2) / steps[-1]) + 1
+    return extents
+
+
+def _frequencies(index, grid, steps):
+    """The frequencies of such numbers, an int tensor for each axis."""
+    frequencies = []
+    extents = _extents(grid, steps)
+    for extent, step in zip(reversed(extents), reversed(steps)):
+        frequencies.insert(0, step * ops.mod(index, extent))
+        index = ops.floor_divide(index, extent)
+    return frequencies
 
 
 def _traced_phases(frequencies, taps, grid):

@@ -502,6 +502,8 @@ def hard_kernels(shape, rng):
         "all filters equal": np.broadcast_to(
             rng.normal(size=(k, k, 1, 1)), shape
         ),
+        "nearly tied": rng.normal(size=(k, k, 1, 1))
+        + 1e-3 * rng.normal(size=shape),
         "chirps": np.einsum("ijy,ijx->yxij", y, x),
         "signs": rng.choice([-1.0, 1.0], shape),
     }
