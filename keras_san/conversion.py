@@ -469,7 +469,8 @@ def _print_table(rows):
 def _norm_before(normalization, kernel):
     if normalization.divides:
         return float(normalization.current())
-    kernel = ops.cast(ops.convert_to_tensor(kernel), "float32")
+    kernel = ops.stop_gradient(ops.convert_to_tensor(kernel))
+    kernel = ops.cast(kernel, "float32")
     norm = normalization.rule.norm(kernel, normalization.geometry)
     return float(norm) * normalization.gain()
 

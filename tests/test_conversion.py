@@ -592,9 +592,12 @@ def test_normalize_any_structure(make):
     assert_equal_outputs(keras_san.strip(again), again, inputs_of(model))
 
 
-def test_projected_kernels():
+def test_projected_kernels(capsys):
     plain = plain_critic()
-    projected = convert(plain, san("project"))
+    projected = keras_san.normalize(plain, san("project"))
+    kernel = to_numpy(plain.get_layer("first").kernel)
+    norm = f"{sparsity_aware(kernel, (6, 5)):.4g}"
+    assert norm in capsys.readouterr().out.splitlines()[1]
     assert_equal_outputs(projected, convert(plain), inputs_of(plain))
     # No state: the weights are those of plain layers.
     expected = convert(plain, None)
@@ -629,7 +632,7 @@ class Block(layers.Layer):
         self.matrix = self.add_weight((3, 3), name="matrix")
 
     def call(self, inputs):
-        return self.inner(inputs) @ self.matrix
+        return keras.ops.matmul(self.inner(inputs), self.matrix)
 
 
 def test_layers_that_are_copied():
