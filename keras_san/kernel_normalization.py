@@ -297,7 +297,7 @@ class LengthNormalization(KernelNormalization):
     def _input_axes(self, rank):
         """The axes of the weights that one output has."""
         # A table is looked up, not multiplied: it puts out rows.
-        if self.name.startswith("embeddings"):
+        if self.kernel_name == "embeddings":
             return tuple(range(1, rank))
         if isinstance(self.geometry, Matrix):
             return self.geometry.inputs
