@@ -168,6 +168,8 @@ def make_gan(form, num_classes=None, **settings):
     critic = keras.Model([inputs, *labels] if labels else inputs, y)
     settings["num_classes"] = num_classes
     gan = keras_san.GAN(generator, critic, latent_dim=5, seed=3, **settings)
+    if gan.augmentation is not None:
+        gan._strength[0].assign(0.5)
     # Not Adam: where a gradient is zero but for rounding, it would take whole
     # steps in directions that differ from run to run.
     gan.compile(keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.05))
@@ -250,7 +252,7 @@ SETTINGS = {
         keras_san.penalties.GradientPenalty(),
         keras_san.penalties.R1(0.1, interval=2),
     ],
-    # It begins to act after four of the six updates.
+    # It acts from the start, and is adapted after four of the six updates.
     "augmentation": keras_san.augmentation.AdaptiveAugmentation(images=64),
 }
 for name in ("latents", *OTHERS):
