@@ -27,9 +27,9 @@ def critic():
             SANDense(1),
         ]
     )
-    for layer in model.layers:
-        if layer.weights:
-            layer.bias_initializer = "normal"
+    for weight in model.trainable_weights:
+        if weight.name == "bias":
+            weight.assign(RNG.normal(size=weight.shape))
     return keras_san.strip(model)
 
 

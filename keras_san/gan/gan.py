@@ -47,9 +47,9 @@ class GAN(BackendGAN):
             images, what `keras_san.augmentation.get` takes.
         joint: Boolean. Whether the critic gets real and generated images in
             one batch, not one after the other: fewer and larger operations.
-            On CPUs that is no faster (1.0 to 1.3 times the time of an update,
-            `results/benchmark.md`). A critic with batch normalization does not
-            allow it.
+            On CPUs that is no faster (1.03 and 1.06 times the time of an
+            update, `results/benchmark.md`). A critic with batch normalization
+            does not allow it.
         ema: `None`, or a float in (0, 1), as 0.999: the decay of an average of
             the generator's weights, from which `generate` then draws. The
             decay is at most `(1 + step) / (10 + step)`, so that the average
